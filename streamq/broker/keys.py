@@ -1,0 +1,115 @@
+"""Every Redis key of StreamQ, built here and nowhere else.
+
+All keys of one queue share the hash tag ``{queue}``, so that its scripts work in Redis Cluster.
+Names stay short: with every delivered entry the key, the group and the consumer are copied into
+the append-only file and to the replicas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from streamq.model.lanes import LANES, Lane
+from streamq.model.names import check_key_name
+
+GROUP = b"w"
+"""The one consumer group of every lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys that belong to no queue, and the way to those that do."""
+
+    namespace: str | None = None
+    prefix: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.namespace is not None:
+            check_key_name("namespace", self.namespace)
+        object.__setattr__(self, "prefix", f"sq:{self.namespace}" if self.namespace else "sq")
+
+    @property
+    def queues(self) -> bytes:
+        """Set: the names of all queues."""
+        return f"{self.prefix}:queues".encode()
+
+    @property
+    def workers(self) -> bytes:
+        """Sorted set: worker id by the server time at which its heartbeat expires."""
+        return f"{self.prefix}:workers".encode()
+
+    def worker(self, worker_id: str) -> bytes:
+        """String with a TTL: what a worker says of itself."""
+        return f"{self.prefix}:worker:{worker_id}".encode()
+
+    def queue(self, name: str) -> QueueKeys:
+        """The keys of one queue."""
+        return queue_keys(self.prefix, name)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys of one queue."""
+
+    name: str
+    base: str
+    lanes: dict[Lane, bytes] = field(hash=False, compare=False)
+    """Streams: entries with the fields ``id``, ``m`` (message) and, after a recovery or release,
+    ``l`` (lane letter) and ``c`` (crashes)."""
+    index: bytes
+    """Hash: task id -> lane letter + entry id, for tasks in a lane."""
+    parked: bytes
+    """Hash: task id -> Parked, for tasks in no lane."""
+    scheduled: bytes
+    retry: bytes
+    completed: bytes
+    archived: bytes
+    """Sorted sets: task id by due, expiry or archive time in ms."""
+    config: bytes
+    """Hash: paused, created."""
+    producers: bytes
+    """Hash: producer id -> last sequence, when, first task id, reply."""
+    stats: bytes
+    """Hash: counters over all time."""
+    hints: str
+    """Channel: what workers should look at now. Only a hint; a lost one delays, never loses."""
+
+    def stats_of(self, day: str) -> bytes:
+        """Hash: the counters of one UTC day."""
+        return f"{self.base}:stats:{day}".encode()
+
+    def done(self, task_id: str) -> bytes:
+        """Channel: told once when the task is completed or archived."""
+        return f"{self.base}:done:{task_id}".encode()
+
+    @property
+    def every(self) -> tuple[bytes, ...]:
+        """All keys of the queue except those of single days."""
+        zsets = (self.scheduled, self.retry, self.completed, self.archived)
+        return (*self.lanes.values(), self.index, self.parked, *zsets, self.config, self.producers, self.stats)
+
+
+@lru_cache(maxsize=1024)
+def queue_keys(prefix: str, name: str) -> QueueKeys:
+    """The keys of the queue ``name`` under ``prefix``. Raises OptionError for a bad name."""
+    base = f"{prefix}:{{{check_key_name('queue', name)}}}"
+
+    def key(last: str) -> bytes:
+        return f"{base}:{last}".encode()
+
+    return QueueKeys(
+        name=name,
+        base=base,
+        lanes={lane: key(lane.name.lower()) for lane in LANES},
+        index=key("index"),
+        parked=key("parked"),
+        scheduled=key("scheduled"),
+        retry=key("retry"),
+        completed=key("completed"),
+        archived=key("archived"),
+        config=key("config"),
+        producers=key("producers"),
+        stats=key("stats"),
+        hints=f"{base}:hints",
+    )

@@ -1,0 +1,205 @@
+"""Every error that StreamQ raises, as one tree split by whose fault it is.
+
+    StreamQError
+    ├── UsageError                the caller's: bad input, refused before anything is written
+    │   ├── OptionError               an option, name or setting has no meaning
+    │   ├── PayloadError              arguments or headers that cannot be stored
+    │   ├── AddressError              a Redis URL that makes no sense
+    │   └── RegistrationError         a handler registered twice or badly
+    ├── TaskError                 about one task
+    │   ├── TaskNotFound              no such task (never was, or gone)
+    │   ├── TaskIdConflict            the wished id belongs to another task
+    │   ├── TaskFailed                the task was archived; carries the handler's error
+    │   ├── ResultNotKept             finished, but its retention keeps no result
+    │   └── ResultTimeout             not finished within the time the caller gave
+    ├── BatchError                some tasks of an enqueue_many failed; carries every result
+    ├── QueueError                about one queue: unknown, already paused, not empty ...
+    ├── ServerError               Redis's
+    │   ├── Unavailable               cannot be reached, or the connection was lost
+    │   │   ├── ServerTimeout             no answer within the time limit
+    │   │   └── ServerLoading             it is still reading its data set
+    │   ├── OutOfMemory               maxmemory reached: back-pressure, nothing was written
+    │   ├── ReadOnly                  this is a replica, or writes are refused
+    │   ├── AuthenticationFailed      NOAUTH or WRONGPASS
+    │   ├── PermissionDenied          the ACL user lacks a right
+    │   ├── UnsupportedServer         a server that StreamQ cannot work with
+    │   ├── SequenceConflict          another client uses this producer's identity
+    │   └── ServerRefused             any other refusal
+    ├── StoredDataError           what is stored cannot be read
+    │   ├── MessageError              not a message
+    │   └── UnknownVersion            written by a newer StreamQ
+    └── Steering                  raised by handlers to choose the outcome: not failures of StreamQ
+        ├── SkipRetry                 archive now, whatever retries are left
+        └── Drop                      forget the task: no retry, no archive
+
+Messages name the field and the remedy. They never carry payloads, keys or passwords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class StreamQError(Exception):
+    """Root of every error that StreamQ raises on purpose."""
+
+
+class UsageError(StreamQError, ValueError):
+    """Input that StreamQ refuses. Nothing has been written.
+
+    ``field`` names the argument or setting at fault.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.problem)
+
+
+class OptionError(UsageError):
+    """An option, a name or a setting that has no meaning."""
+
+
+class PayloadError(UsageError):
+    """Arguments, a result or headers that cannot be stored: wrong type, too large or too deep."""
+
+
+class AddressError(UsageError):
+    """A Redis URL that makes no sense."""
+
+
+class RegistrationError(UsageError):
+    """A handler that cannot be registered: registered twice, blank name, not callable."""
+
+
+class TaskError(StreamQError):
+    """About one task; ``task_id`` and ``queue`` say which."""
+
+    def __init__(self, queue: str, task_id: str, problem: str) -> None:
+        super().__init__(f"task {task_id} in queue {queue}: {problem}")
+        self.queue = queue
+        self.task_id = task_id
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.queue, self.task_id, self.problem)
+
+
+class TaskNotFound(TaskError):
+    """No such task: it never was, or it is finished and not retained."""
+
+
+class TaskIdConflict(TaskError):
+    """The wished task id belongs to another task, which is untouched."""
+
+
+class TaskFailed(TaskError):
+    """The task was archived. The text is the handler's last error."""
+
+
+class ResultNotKept(TaskError):
+    """The task keeps no result: enqueue it with ``retention`` to be able to wait for one."""
+
+
+class ResultTimeout(TaskError, TimeoutError):
+    """The task did not finish within the time the caller was ready to wait."""
+
+
+class BatchError(StreamQError):
+    """Some tasks of one ``enqueue_many`` were not enqueued.
+
+    ``results`` has one item per call, in order: the handle, or the error of that call alone.
+    """
+
+    def __init__(self, results: Sequence[Any]) -> None:
+        failed = [item for item in results if isinstance(item, Exception)]
+        first = f"; the first: {failed[0]}" if failed else ""
+        super().__init__(f"{len(failed)} of {len(results)} tasks were not enqueued{first}")
+        self.results = results
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.results,)
+
+
+class QueueError(StreamQError):
+    """About one queue: unknown, already paused, not paused, not empty."""
+
+    def __init__(self, queue: str, problem: str) -> None:
+        super().__init__(f"queue {queue}: {problem}")
+        self.queue = queue
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.queue, self.problem)
+
+
+class ServerError(StreamQError):
+    """Redis could not do what was asked."""
+
+
+class Unavailable(ServerError, ConnectionError):
+    """Redis cannot be reached, or the connection was lost before it answered."""
+
+
+class ServerTimeout(Unavailable, TimeoutError):
+    """Redis did not answer within the time limit."""
+
+
+class ServerLoading(Unavailable):
+    """Redis is still loading its data set; try again shortly."""
+
+
+class OutOfMemory(ServerError):
+    """Redis has reached ``maxmemory`` and refuses writes that grow it. Nothing was written."""
+
+
+class ReadOnly(ServerError):
+    """Redis refuses writes: it is a replica, or cannot persist."""
+
+
+class AuthenticationFailed(ServerError):
+    """Redis wants a password, or refuses the one it was given."""
+
+
+class PermissionDenied(ServerError):
+    """The ACL user lacks a right that StreamQ needs."""
+
+
+class UnsupportedServer(ServerError):
+    """A server that StreamQ cannot work with (older than 6.2, or scripts disabled)."""
+
+
+class SequenceConflict(ServerError):
+    """A different batch is known under this producer's sequence number: a cloned machine or process."""
+
+
+class ServerRefused(ServerError):
+    """Redis refused a command for another reason; the text is Redis's own."""
+
+
+class StoredDataError(StreamQError):
+    """What is stored cannot be read."""
+
+
+class MessageError(StoredDataError):
+    """Stored bytes that are not a StreamQ message."""
+
+
+class UnknownVersion(StoredDataError):
+    """A message written by a newer StreamQ than this one can read."""
+
+
+class Steering(StreamQError):
+    """Raised by a handler to choose its task's outcome."""
+
+
+class SkipRetry(Steering):
+    """Archive the task now, however many retries are left."""
+
+
+class Drop(Steering):
+    """Forget the task: it is neither retried nor archived."""

@@ -1,0 +1,33 @@
+"""How large and how deep anything a caller hands in may be. Checked before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from streamq.errors import OptionError
+
+MAX_NAME_BYTES = 200
+"""Queues, task types, task ids and namespaces: they repeat in every key and index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps on what one task may carry. Sizes are bytes of CBOR, not of Python objects."""
+
+    payload_bytes: int = 1 << 20
+    """Arguments of one task. Each sits inline in a stream: keep large data elsewhere and pass a reference."""
+    result_bytes: int = 1 << 20
+    """What a handler returns. A larger result archives the task, with the reason."""
+    headers_bytes: int = 8 << 10
+    depth: int = 64
+    """Lists and maps inside each other."""
+    error_chars: int = 4_000
+    """Text kept of a handler's error; the rest is cut."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise OptionError(f"limits.{item.name}", "must be at least 1")
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,75 @@
+"""The states of a task, and the one table of its allowed edges.
+
+Each edge belongs to one script of ``scripts/lua``; a test compares this table with the headers of
+the scripts and with the command builders.
+
+            enqueue ──► ready ──fetch──► active ──complete──► gone
+               │          ▲               │ │ └────retain───► completed ──purge──► gone
+               ▼          │ forward       │ └──────archive──► archived ──purge──► gone
+           scheduled ─────┤               │
+               retry ─────┘ ◄────retry────┘  (release and recover: active ──► ready)
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a task is in its life. Each task is in exactly one state."""
+
+    READY = "ready"
+    """In a lane, not delivered to a worker yet."""
+    ACTIVE = "active"
+    """Delivered to a worker, which holds its lease."""
+    SCHEDULED = "scheduled"
+    """Waits for the time it was enqueued for."""
+    RETRY = "retry"
+    """Waits for its next attempt after a failure or a crash."""
+    COMPLETED = "completed"
+    """Succeeded; kept, with its result, until its retention is over."""
+    ARCHIVED = "archived"
+    """Dead letter: failed for good, crashed too often or could not be read. Kept for inspection."""
+
+
+class Edge(StrEnum):
+    """The ends of an edge that are not states: before a task is stored, and after it is deleted."""
+
+    NEW = "new"
+    GONE = "gone"
+
+
+Ends = State | Edge
+
+EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
+    "enqueue": frozenset(
+        {
+            (Edge.NEW, State.READY),
+            (Edge.NEW, State.SCHEDULED),
+        }
+    ),
+    "complete": frozenset({(State.ACTIVE, Edge.GONE)}),
+    "retain": frozenset({(State.ACTIVE, State.COMPLETED)}),
+    "retry": frozenset({(State.ACTIVE, State.RETRY)}),
+    "archive": frozenset({(State.ACTIVE, State.ARCHIVED)}),
+    "release": frozenset({(State.ACTIVE, State.READY)}),
+    "recover": frozenset(
+        {
+            (State.ACTIVE, State.READY),
+            (State.ACTIVE, State.RETRY),
+            (State.ACTIVE, State.ARCHIVED),
+        }
+    ),
+    "forward": frozenset({(State.SCHEDULED, State.READY), (State.RETRY, State.READY)}),
+    "purge": frozenset({(State.COMPLETED, Edge.GONE), (State.ARCHIVED, Edge.GONE)}),
+    "delete": frozenset(
+        {
+            (State.READY, Edge.GONE),
+            (State.SCHEDULED, Edge.GONE),
+            (State.RETRY, Edge.GONE),
+            (State.COMPLETED, Edge.GONE),
+            (State.ARCHIVED, Edge.GONE),
+        }
+    ),
+}
+"""Script name -> the edges it may take a task along. Delivery (ready -> active) is native XREADGROUP."""
