@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -40,6 +41,7 @@ _IN_URL = (
     "ssl_min_version",
 )
 _ARGUMENTS = ("db", "username", "password", "client_name", *_TLS_OPTIONS)
+_NAME = re.compile(r"[!-~]+")
 _UNSAFE = ("ssl_cert_reqs", "ssl_check_hostname")
 
 
@@ -55,7 +57,7 @@ class Address:
     port: int = DEFAULT_PORT
     path: str = ""
     db: int = 0
-    username: str | None = None
+    username: str | None = field(default=None, repr=False)  # "redis://secret@host" makes it a secret
     password: str | None = field(default=None, repr=False)
     client_name: str | None = None
     ssl_ca_certs: str | None = None
@@ -87,9 +89,7 @@ class Address:
         return dataclasses.replace(self, scheme="unix", path=path)
 
     def __str__(self) -> str:
-        login = ""
-        if self.username or self.password:
-            login = f"{self.username or ''}{':***' if self.password else ''}@"
+        login = "***@" if self.username or self.password else ""
         if self.scheme in ("unix", "embedded"):
             return f"{self.scheme}://{login}{self.path}" + (f"?db={self.db}" if self.db else "")
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -202,7 +202,7 @@ def _db(value: Any) -> int:
 def _login(parts: SplitResult, given: dict[str, Any]) -> dict[str, Any]:
     username = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
-    login = {
+    login: dict[str, Any] = {
         "username": given.get("username", username),
         "password": given.get("password", password),
         "client_name": given.get("client_name"),
@@ -210,11 +210,9 @@ def _login(parts: SplitResult, given: dict[str, Any]) -> dict[str, Any]:
     for name, value in login.items():
         if value is not None and not isinstance(value, str):
             raise AddressError(name, f"is a {type(value).__name__}, not a string")
-    if login["username"] and not login["password"]:
-        raise AddressError("password", "is missing beside the user name; write redis://user:password@host")
-    name = login["client_name"]
-    if name is not None and (not name or not name.isprintable() or " " in name):
-        raise AddressError("client_name", "must be printable and without spaces: Redis refuses others")
+    client_name = login["client_name"]
+    if client_name is not None and not _NAME.fullmatch(client_name):
+        raise AddressError("client_name", "must be printable ASCII without spaces: Redis refuses others")
     return login
 
 
@@ -222,11 +220,11 @@ def _trust(scheme: str, given: dict[str, Any]) -> dict[str, Any]:
     trust = {name: given[name] for name in _TLS_OPTIONS if name in given}
     if trust and scheme != "rediss":
         raise AddressError(next(iter(trust)), "means nothing without TLS; write rediss://")
-    for name in trust:
-        if isinstance(trust[name], os.PathLike):
-            trust[name] = os.fspath(trust[name])
-        if not isinstance(trust[name], str) or not trust[name]:
+    for name, value in trust.items():
+        plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not isinstance(plain, str) or not plain:
             raise AddressError(name, "must be a string that is not empty")
+        trust[name] = plain
     if trust.get("ssl_min_version", DEFAULT_TLS_MIN_VERSION) not in ("1.2", "1.3"):
         raise AddressError("ssl_min_version", "must be 1.2 or 1.3")
     if ("ssl_keyfile" in trust or "ssl_key_password" in trust) and "ssl_certfile" not in trust:

@@ -117,12 +117,15 @@ def connect_failure(error: BaseException, where: object) -> ServerError:
     """The typed error for a connection that could not be opened. Raise it ``from`` the original."""
     for link in _chain(error):
         if isinstance(link, ssl.SSLCertVerificationError):
+            why = getattr(link, "verify_message", "verification failed")
             return Unavailable(
-                f"{where}: the server's certificate is not trusted: {link.verify_message} "
+                f"{where}: the server's certificate is not trusted: {why} "
                 "(trust its CA with ssl_ca_certs=..., and use the host name it was issued for)"
             )
         if isinstance(link, ssl.SSLError):
-            return Unavailable(f"{where}: TLS failed: {link.reason or 'handshake broken off'}")
+            return Unavailable(
+                f"{where}: TLS failed: {getattr(link, 'reason', None) or 'handshake broken off'}"
+            )
         if isinstance(link, foreign.AuthenticationError):
             return AuthenticationFailed(_worded(str(link), f"check the user name and password for {where}"))
     for link in _chain(error):

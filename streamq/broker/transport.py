@@ -77,6 +77,7 @@ class AsyncConnection(asyncio.Protocol):
         self._gathered: list[Any] = []
         self._latest = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
+        self._watch_at = 0.0
         self._suspect: asyncio.Future[Any] | None = None
         self._gone: asyncio.Future[None] = self.loop.create_future()
         self._transport.set_protocol(self)
@@ -125,8 +126,8 @@ class AsyncConnection(asyncio.Protocol):
         if self.closed:
             raise Unavailable(f"{self.name}: the connection is closed")
         self._pending.append(request)
-        if self._watchdog is None:
-            self._watchdog = self.loop.call_at(request[2], self._watch)
+        if self._watchdog is None or request[2] < self._watch_at:
+            self._watch_from(request[2])
         self._transport.write(packed)
 
     def _deadline(self, limit_s: float | None) -> float:
@@ -206,12 +207,18 @@ class AsyncConnection(asyncio.Protocol):
         oldest, _, deadline, _, _ = self._pending[0]
         if self.loop.time() < deadline:
             self._suspect = None
-            self._watchdog = self.loop.call_at(deadline, self._watch)
+            self._watch_from(deadline)
         elif self._suspect is not oldest:
             self._suspect = oldest
-            self._watchdog = self.loop.call_later(_SECOND_LOOK_S, self._watch)
+            self._watch_from(self.loop.time() + _SECOND_LOOK_S)
         else:
             self._lose("no answer within the time limit", ServerTimeout)
+
+    def _watch_from(self, when: float) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watch_at = when
+        self._watchdog = self.loop.call_at(when, self._watch)
 
     # The end
 
