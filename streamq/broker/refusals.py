@@ -11,6 +11,7 @@ A script's error comes in three shapes: with its code in front (``OOM ... script
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Iterator
@@ -134,8 +135,15 @@ def connect_failure(error: BaseException, where: object) -> ServerError:
         if isinstance(link, TimeoutError | foreign.TimeoutError):
             return ServerTimeout(f"{where}: no connection within the time limit (is the server running?)")
         if isinstance(link, OSError):
-            return Unavailable(f"{where}: {link.strerror or type(link).__name__} (is the server running?)")
+            return Unavailable(f"{where}: {_os_words(link)} (is the server running?)")
     return Unavailable(f"{where}: cannot connect: {type(error).__name__}")
+
+
+def _os_words(error: OSError) -> str:
+    """The system's words: asyncio has its own, and packs those of several addresses into one."""
+    packed = re.findall(r"\[Errno (\d+)\]", str(error))
+    number = int(packed[-1]) if packed else error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or type(error).__name__
 
 
 def _too_many(error: BaseException) -> bool:

@@ -15,10 +15,10 @@ from streamq.broker.address import Address
 from streamq.broker.capabilities import INFO, UNKNOWN, Capabilities, read_info
 from streamq.broker.command import Command, pack
 from streamq.broker.dial import Timeouts
+from streamq.broker.pipeline import Pipeline
 from streamq.broker.refusals import NoScript
 from streamq.broker.sync_transport import SyncConnection
-from streamq.broker.transport import pack_all
-from streamq.errors import PermissionDenied, StreamQError, Unavailable
+from streamq.errors import PermissionDenied, Unavailable
 
 T = TypeVar("T")
 
@@ -71,12 +71,11 @@ class SyncRunner:
         """
         if not commands:
             return []
+        pipeline = Pipeline(commands)
         connection = self.connect()
-        replies = connection.call_many(pack_all(commands), len(commands), limit_s=limit_s)
-        again = [place for place, reply in enumerate(replies) if type(reply) is NoScript]
-        if again:
-            self._call_again(connection, commands, replies, again, limit_s)
-        return [_parsed(command, reply) for command, reply in zip(commands, replies, strict=True)]
+        if pipeline.take(connection.call_many(*pipeline.packed(), limit_s=limit_s)):
+            pipeline.take_again(connection.call_many(*pipeline.packed_again(), limit_s=limit_s))
+        return pipeline.results()
 
     def connect(self) -> SyncConnection:
         """The connection, opened first where none stands. Raises AddressError or ServerError."""
@@ -116,35 +115,9 @@ class SyncRunner:
             self.on_connect()
         return connection
 
-    def _call_again(
-        self,
-        connection: SyncConnection,
-        commands: Sequence[Command[Any]],
-        replies: list[Any],
-        places: list[int],
-        limit_s: float | None,
-    ) -> None:
-        """Load what the server did not know, and call just that again."""
-        sources = {script.source for place in places if (script := commands[place].script) is not None}
-        loads = b"".join(pack((b"SCRIPT", b"LOAD", source)) for source in sources)
-        calls = pack_all([commands[place] for place in places])
-        answers = connection.call_many(loads + calls, len(sources) + len(places), limit_s=limit_s)
-        refused = next((item for item in answers[: len(sources)] if isinstance(item, Exception)), None)
-        for place, answer in zip(places, answers[len(sources) :], strict=True):
-            replies[place] = refused if refused and type(answer) is NoScript else answer
-
 
 def _probe(connection: SyncConnection) -> Capabilities:
     try:
         return read_info(connection.call(INFO))
     except PermissionDenied:
         return UNKNOWN
-
-
-def _parsed(command: Command[T], reply: Any) -> T | Exception:
-    if isinstance(reply, Exception):
-        return reply
-    try:
-        return command.parse(reply)
-    except StreamQError as error:
-        return error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
 import hiredis
@@ -48,11 +48,12 @@ NOTHING = object()
 
 def new_reader() -> _Reader:
     """A parser of replies: bytes stay bytes, errors become typed exceptions, as values."""
-    return cast("_Reader", hiredis.Reader(protocolError=_garbled, replyError=refusal, notEnoughData=NOTHING))
+    return cast("_Reader", hiredis.Reader(protocolError=_Garbled, replyError=refusal, notEnoughData=NOTHING))
 
 
-def _garbled(text: str) -> Unavailable:
-    return Unavailable(f"the server's answer is not the Redis protocol: {text}")
+class _Garbled(Unavailable):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"the answer is not the Redis protocol: {text}")
 
 
 class AsyncConnection(asyncio.Protocol):
@@ -266,8 +267,3 @@ def _set_parsed(future: asyncio.Future[Any], parse: Parse, reply: Any) -> None:
         future.set_result(parse(reply))
     except Exception as error:  # noqa: BLE001  # a parser's fault is its waiter's to hear, not the loop's
         future.set_exception(error)
-
-
-def pack_all(commands: Sequence[Command[Any]]) -> bytes:
-    """Several commands as the bytes of one write."""
-    return b"".join([command.pack() for command in commands])

@@ -156,18 +156,17 @@ async def test_a_blocked_loop_does_not_make_an_answered_request_time_out(server:
 
 
 async def test_garbage_ends_the_connection() -> None:
-    def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"+OK\r\n" * 2)  # to the two CLIENT SETINFO of the handshake
+        await reader.readuntil(b"PING\r\n")
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        writers.append(writer)
+        writer.close()
 
-    writers: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(answer, HOST, 0) as listener:
         port = listener.sockets[0].getsockname()[1]
-        with pytest.raises(Unavailable):
-            async with connected(f"redis://{HOST}:{port}") as connection:
+        async with connected(f"redis://{HOST}:{port}") as connection:
+            with pytest.raises(Unavailable, match="not the Redis protocol"):
                 await connection.send(PING)
-        for writer in writers:
-            writer.close()
 
 
 async def test_closing_fails_what_is_in_flight_and_may_be_done_twice(url: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import ssl
 
 import pytest
@@ -110,7 +112,15 @@ def test_a_failed_connect_becomes_its_typed_error(error: Exception, kind: type[S
     assert type(failure) is kind
 
 
-def test_a_failed_connect_tells_where_and_what_to_do() -> None:
-    refused = raised(foreign.ConnectionError("x"), ConnectionRefusedError(111, "Connection refused"))
-    text = str(connect_failure(refused, "redis://h:6379/0"))
-    assert text == "redis://h:6379/0: Connection refused (is the server running?)"
+@pytest.mark.parametrize(
+    "error,words",
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('h', 1)"), "Connection refused"),
+        (OSError("Multiple exceptions: [Errno 111] Connect call ..., [Errno 111] ..."), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (BrokenPipeError(), "BrokenPipeError"),
+    ],
+)
+def test_a_failed_connect_tells_where_and_what_to_do(error: OSError, words: str) -> None:
+    text = str(connect_failure(raised(foreign.ConnectionError("x"), error), "redis://h:6379/0"))
+    assert text == f"redis://h:6379/0: {words} (is the server running?)"
