@@ -1,0 +1,50 @@
+"""StreamQ: a distributed task queue for Python on Redis Streams."""
+
+from streamq.app import StreamQ
+from streamq.client.client import Client
+from streamq.client.handles import SyncTaskHandle, TaskHandle
+from streamq.client.sync_client import SyncClient
+from streamq.errors import Drop, SkipRetry, StreamQError
+from streamq.inspector import Inspector
+from streamq.model.call import TaskCall
+from streamq.model.info import QueueInfo, TaskInfo, WorkerInfo
+from streamq.model.limits import Limits
+from streamq.model.retry import Exponential, Fixed, Listed, Retry
+from streamq.model.states import State
+from streamq.task import Task
+from streamq.worker.context import TaskContext, current_task
+from streamq.worker.worker import Worker
+
+__version__ = "0.1.0"
+
+# Grouped by what a reader looks for; a test pins this list.
+__all__ = [  # noqa: RUF022
+    # the app and its tasks
+    "StreamQ",
+    "Task",
+    "TaskCall",
+    "Retry",
+    "Exponential",
+    "Fixed",
+    "Listed",
+    "Limits",
+    # inside a handler
+    "current_task",
+    "TaskContext",
+    "SkipRetry",
+    "Drop",
+    # producing and looking
+    "Client",
+    "SyncClient",
+    "TaskHandle",
+    "SyncTaskHandle",
+    "Inspector",
+    "State",
+    "TaskInfo",
+    "QueueInfo",
+    "WorkerInfo",
+    # working
+    "Worker",
+    # errors; the whole tree is streamq.errors
+    "StreamQError",
+]

@@ -24,7 +24,9 @@ _ENVELOPE_DEPTH = 3
 """Nesting of the payload's own list around the caller's values, and of a tag inside them."""
 
 
-def encode_payload(args: tuple[Any, ...], kwargs: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> bytes:
+def encode_payload(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS
+) -> bytes:
     """CBOR of ``[args, kwargs]``.
 
     Raises PayloadError, naming the argument, for types that cannot be stored and for what is too
@@ -99,7 +101,9 @@ class MessageTemplate:
 
     def encode(self, payload: bytes, enqueued_ms: int) -> bytes:
         """The stored form of the message."""
-        return b"".join((self._head, enqueued_ms.to_bytes(8, "big"), _PAYLOAD_KEY, _bytes_head(len(payload)), payload))
+        return b"".join(
+            (self._head, enqueued_ms.to_bytes(8, "big"), _PAYLOAD_KEY, _bytes_head(len(payload)), payload)
+        )
 
 
 _PAYLOAD_KEY = cbor2.dumps(KEY_PAYLOAD)
@@ -123,24 +127,26 @@ def _dump(field: str, value: object, limit: int) -> bytes:
         # The text of the cause may show the value, so only its class is named.
         raise PayloadError(field, f"cannot be stored as CBOR ({type(error).__name__})") from None
     if len(encoded) > limit:
-        raise PayloadError(field, f"is {len(encoded)} bytes; the limit is {limit}. Pass a reference to large data")
+        raise PayloadError(
+            field, f"is {len(encoded)} bytes; the limit is {limit}. Pass a reference to large data"
+        )
     return encoded
 
 
-def _refuse(decoder: object) -> NoReturn:
+def _refuse(_decoder: object) -> NoReturn:
     raise ValueError("tag not allowed")
 
 
 # Tags whose decoding builds objects, compiles patterns or shares references: nothing StreamQ writes
 # has them (RFC 8949 3.4 and the IANA registry of CBOR tags).
-_REFUSED_TAGS = {tag: _refuse for tag in (25, 28, 29, 35, 36, 256)}
+_REFUSED_TAGS = dict.fromkeys((25, 28, 29, 35, 36, 256), _refuse)
 _DECODE_DEPTH = 256
 
 
 def _load(stored: bytes) -> Any:
     try:
         return cbor2.loads(stored, max_depth=_DECODE_DEPTH, semantic_decoders=_REFUSED_TAGS)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Whatever the bytes were, the reader must get the one typed error, without their content.
         raise MessageError(f"not readable as CBOR ({type(error).__name__})") from None
 
@@ -178,9 +184,8 @@ class _Walk:
             if value.tzinfo is None:
                 raise PayloadError(path, "is a datetime without time zone; give it one")
         elif not isinstance(value, tuple(_ATOMS)):
-            raise PayloadError(
-                path, f"is a {kind.__name__}, which cannot be stored; pass plain values (numbers, text, bytes, lists, maps)"
-            )
+            hint = "pass plain values: numbers, text, bytes, lists, maps"
+            raise PayloadError(path, f"is a {kind.__name__}, which cannot be stored; {hint}")
 
     def _enter(self, path: str, depth: int) -> None:
         if depth < 1:

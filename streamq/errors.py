@@ -28,6 +28,11 @@
     ├── StoredDataError           what is stored cannot be read
     │   ├── MessageError              not a message
     │   └── UnknownVersion            written by a newer StreamQ
+    ├── AttemptError              why an attempt failed, where the handler raised nothing that says it
+    │   ├── AttemptTimeout            it ran past its timeout or deadline
+    │   ├── LeaseLost                 this worker was taken for dead, and the task given to another
+    │   ├── HandlerNotFound           no handler is registered for the task's type
+    │   └── HandlerExited             the handler called sys.exit
     └── Steering                  raised by handlers to choose the outcome: not failures of StreamQ
         ├── SkipRetry                 archive now, whatever retries are left
         └── Drop                      forget the task: no retry, no archive
@@ -174,7 +179,7 @@ class UnsupportedServer(ServerError):
 
 
 class SequenceConflict(ServerError):
-    """A different batch is known under this producer's sequence number: a cloned machine or process."""
+    """A different batch is known under this producer's sequence: a cloned machine or process."""
 
 
 class ServerRefused(ServerError):
@@ -191,6 +196,26 @@ class MessageError(StoredDataError):
 
 class UnknownVersion(StoredDataError):
     """A message written by a newer StreamQ than this one can read."""
+
+
+class AttemptError(StreamQError):
+    """Why an attempt failed, where the handler raised nothing that says it."""
+
+
+class AttemptTimeout(AttemptError, TimeoutError):
+    """The attempt ran past its timeout or its deadline."""
+
+
+class LeaseLost(AttemptError):
+    """The lease ran out while the handler ran: another worker has the task, this outcome is refused."""
+
+
+class HandlerNotFound(AttemptError):
+    """No handler is registered for the task's type in this worker."""
+
+
+class HandlerExited(AttemptError):
+    """The handler called sys.exit, or raised what would have ended the worker."""
 
 
 class Steering(StreamQError):

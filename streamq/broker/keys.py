@@ -87,7 +87,15 @@ class QueueKeys:
     def every(self) -> tuple[bytes, ...]:
         """All keys of the queue except those of single days."""
         zsets = (self.scheduled, self.retry, self.completed, self.archived)
-        return (*self.lanes.values(), self.index, self.parked, *zsets, self.config, self.producers, self.stats)
+        return (
+            *self.lanes.values(),
+            self.index,
+            self.parked,
+            *zsets,
+            self.config,
+            self.producers,
+            self.stats,
+        )
 
 
 @lru_cache(maxsize=1024)

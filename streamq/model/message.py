@@ -36,6 +36,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "headers": ("h", dict),
     "retried": ("n", int),
     "error": ("w", str),
+    "traceback": ("b", str),
     "failed_ms": ("f", int),
     "result": ("z", bytes),
     "completed_ms": ("c", int),
@@ -44,7 +45,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
 NO_TIMEOUT = 0
 """Stored ``timeout_ms`` of a task that asked for no limit, as opposed to not saying anything."""
 
-_TYPES = {key: types for key, types in FIELDS.values()}
+_TYPES = dict(FIELDS.values())
 _KEYS = {name: key for name, (key, _) in FIELDS.items()}
 
 
@@ -148,6 +149,11 @@ class Message:
     def error(self) -> str | None:
         """The last failure, as text."""
         return self._stored.get("w")
+
+    @property
+    def traceback(self) -> str | None:
+        """Where the last failure happened."""
+        return self._stored.get("b")
 
     @property
     def failed_ms(self) -> int | None:

@@ -21,7 +21,7 @@ from streamq.model.retry import Retry, as_retry
 
 DEFAULT_QUEUE = "default"
 DEFAULT_TIMEOUT_MS = 30 * 60_000
-"""Applies when neither timeout nor deadline is given anywhere: a handler that hangs frees its slot some day."""
+"""Applies when neither timeout nor deadline is given anywhere, so that a handler that hangs ends some day."""
 
 Priority = Literal["high", "normal", "low"]
 OnConflict = Literal["raise", "return", "replace"]
@@ -68,15 +68,15 @@ class Options:
 
     queue: str | Unset = UNSET
     priority: Priority | Unset = UNSET
-    delay: Duration | None | Unset = UNSET
-    at: datetime | None | Unset = UNSET
+    delay: Duration | Unset | None = UNSET
+    at: datetime | Unset | None = UNSET
     retry: Retry | Unset = UNSET
-    timeout: Duration | None | Unset = UNSET
-    deadline: datetime | None | Unset = UNSET
-    expires: Duration | datetime | None | Unset = UNSET
-    task_id: str | None | Unset = UNSET
+    timeout: Duration | Unset | None = UNSET
+    deadline: datetime | Unset | None = UNSET
+    expires: Duration | datetime | Unset | None = UNSET
+    task_id: str | Unset | None = UNSET
     on_conflict: OnConflict | Unset = UNSET
-    retention: Duration | None | Unset = UNSET
+    retention: Duration | Unset | None = UNSET
     headers: Mapping[str, str] | Unset = UNSET
 
     @classmethod
@@ -95,9 +95,7 @@ class Options:
 
     def over(self, base: Options) -> Options:
         """These options, and ``base`` where they say nothing. Headers are merged, these winning."""
-        taken = {
-            name: value for name in _NAMES if (value := getattr(self, name)) is not UNSET
-        }
+        taken = {name: value for name in _NAMES if (value := getattr(self, name)) is not UNSET}
         if isinstance(self.headers, Mapping) and isinstance(base.headers, Mapping):
             taken["headers"] = {**base.headers, **self.headers}
         # A new delay replaces an old moment and the other way round: the last one wins.

@@ -1,0 +1,170 @@
+"""The app: where tasks are registered, and the way to clients, workers and the inspector.
+
+It holds settings and definitions and delegates everything else. Nothing is global: two apps in one
+process know nothing of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar, Unpack, overload
+
+from streamq.broker.address import Address
+from streamq.client.client import Client, ClientConfig
+from streamq.client.handles import TaskHandle
+from streamq.client.sync_client import SyncClient
+from streamq.errors import OptionError, RegistrationError, UsageError
+from streamq.inspector import Inspector
+from streamq.model.call import TaskCall
+from streamq.model.definition import Definition
+from streamq.model.durations import Duration, duration_ms
+from streamq.model.limits import DEFAULT_LIMITS, Limits
+from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
+from streamq.task import Decorator, Task
+from streamq.worker.config import Lifespan, OnError, WorkerConfig
+from streamq.worker.worker import Worker
+
+R = TypeVar("R")
+
+
+class StreamQ:
+    """One application: a namespace on one Redis, its tasks and their defaults.
+
+    ``async with app`` opens its client; inside, tasks can be enqueued. ``app.sync()`` does the same
+    for blocking code.
+
+    Raises AddressError and OptionError for settings that make no sense.
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        namespace: str | None = None,
+        defaults: TaskOptions | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        enqueue_timeout: Duration = 10.0,
+        lifespan: Lifespan | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
+        self.address = Address.parse(url)
+        self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
+        self.lifespan = lifespan
+        self.on_error = on_error
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.config = ClientConfig(
+            namespace=namespace,
+            defaults=self.defaults,
+            limits=limits,
+            enqueue_timeout_s=duration_ms("enqueue_timeout", enqueue_timeout) / 1000,
+        )
+        self._client: Client | None = None
+        self._users = 0
+
+    def __repr__(self) -> str:
+        return f"<StreamQ {self.address} namespace={self.config.namespace!r}>"
+
+    # Tasks
+
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        is_failure: Callable[[BaseException], bool] | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Decorator:
+        """Register the decorated function as a task.
+
+        ``name`` is the function's module and name unless given. ``is_failure`` tells errors that
+        count as failures from those after which the task is simply tried again.
+
+        Raises OptionError for bad options, RegistrationError for a name that is taken.
+        """
+        return Decorator(self, name, Options.of(options, TASK_OPTION_NAMES), is_failure)
+
+    def register(self, task: Task[..., Any]) -> None:
+        """Add a task; ``task`` does this. Raises RegistrationError."""
+        if task.name in self.tasks:
+            raise RegistrationError(task.name, "a handler is registered under this name already")
+        self.tasks[task.name] = task
+
+    def definitions(self) -> dict[str, Definition]:
+        """What a worker needs to know of each task."""
+        return {name: task.definition(self.defaults) for name, task in self.tasks.items()}
+
+    # Producing
+
+    @property
+    def client(self) -> Client:
+        """The open client. Raises UsageError outside of ``async with app``."""
+        if self._client is None:
+            raise UsageError(
+                "app", "is not open; enqueue inside 'async with app:' (or 'with app.sync() as q:')"
+            )
+        return self._client
+
+    def new_client(self) -> Client:
+        """A client of its own, closed by its user."""
+        return Client(self.address, self.config)
+
+    async def __aenter__(self) -> Self:
+        if self._client is None:
+            self._client = self.new_client()
+        self._users += 1
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._users -= 1
+        if self._users == 0 and self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    @overload
+    async def enqueue(self, task: TaskCall[R], /) -> TaskHandle[R]: ...
+    @overload
+    async def enqueue(
+        self, task: str, arguments: Mapping[str, Any] | None = None, /, **options: Unpack[CallOptions]
+    ) -> TaskHandle[Any]: ...
+    async def enqueue(
+        self, task: TaskCall[Any] | str, arguments: Mapping[str, Any] | None = None, /, **options: Any
+    ) -> TaskHandle[Any]:
+        """Enqueue a call, or a task by name for producers that do not share the worker's code.
+
+        ``arguments`` are the handler's keyword arguments. Raises as Client.enqueue does.
+        """
+        return await self.client.enqueue(task, arguments, **options)
+
+    async def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
+        """Enqueue many calls in few round trips. Raises BatchError when some were not enqueued."""
+        return await self.client.enqueue_many(calls)
+
+    @contextmanager
+    def sync(self) -> Iterator[SyncClient]:
+        """A blocking client for the length of a with block."""
+        with SyncClient(self.address, self.config) as client:
+            yield client
+
+    # Working and looking
+
+    def worker(self, **settings: Any) -> Worker:
+        """A worker for this app's tasks. Settings are the fields of WorkerConfig.
+
+        Raises OptionError for settings that make no sense.
+        """
+        settings = {
+            "namespace": self.config.namespace,
+            "limits": self.config.limits,
+            "lifespan": self.lifespan,
+            "on_error": self.on_error,
+            **settings,
+        }
+        try:
+            config = WorkerConfig(**settings)
+        except TypeError as error:
+            raise OptionError("worker", str(error).partition("() ")[2]) from None
+        return Worker(self.address, self.definitions(), config)
+
+    def inspector(self) -> Inspector:
+        """Looks at and steers queues, tasks and workers. Close it after use, or use ``async with``."""
+        return Inspector(self.address, namespace=self.config.namespace)

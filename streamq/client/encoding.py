@@ -1,0 +1,140 @@
+"""From a TaskCall to the three words that the enqueue script takes for it.
+
+Everything that can be refused is refused here, before anything is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from streamq.broker.producing import CONFLICT_LETTERS, OWN_ID, how
+from streamq.client.producer import Producer
+from streamq.clock import wall_ms
+from streamq.codec import MessageTemplate, check_headers, encode_payload
+from streamq.errors import OptionError
+from streamq.model.call import TaskCall
+from streamq.model.durations import duration_ms, moment_ms
+from streamq.model.lanes import lane_for
+from streamq.model.limits import Limits
+from streamq.model.message import NO_TIMEOUT
+from streamq.model.names import check_key_name, check_name
+from streamq.model.options import DEFAULT_QUEUE, UNSET, Options
+from streamq.model.retry import Retry, store_policy
+
+_ROUTES_KEPT = 512
+
+
+class Encoded(NamedTuple):
+    """One task, ready to be sent."""
+
+    queue: str
+    how: bytes
+    task_id: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What calls with the same type and options share."""
+
+    options: Options  # kept alive: routes are found by its identity
+    queue: str
+    how: bytes
+    task_id: str | None
+    template: MessageTemplate
+
+
+class Encoder:
+    """Encodes the calls of one client."""
+
+    def __init__(self, defaults: Options, limits: Limits) -> None:
+        self._defaults = defaults
+        self._limits = limits
+        self._routes: dict[tuple[str, int], _Route] = {}
+
+    def encode(self, call: TaskCall[Any], producer: Producer) -> Encoded:
+        """The task as it is sent.
+
+        Raises OptionError and PayloadError; nothing has been written then.
+        """
+        route = self._routes.get((call.type, id(call.options))) or self._find_route(call)
+        payload = encode_payload(call.args, call.kwargs, self._limits)
+        message = route.template.encode(payload, wall_ms())
+        return Encoded(route.queue, route.how, route.task_id or producer.new_task_id(), message)
+
+    def _find_route(self, call: TaskCall[Any]) -> _Route:
+        route = _make_route(call, self._defaults, self._limits)
+        # A relative expiry is counted from each call, so such a route serves one call only.
+        if not isinstance(call.options.over(self._defaults).expires, int | float | timedelta):
+            if len(self._routes) >= _ROUTES_KEPT:
+                self._routes.clear()
+            self._routes[call.type, id(call.options)] = route
+        return route
+
+
+def _make_route(call: TaskCall[Any], defaults: Options, limits: Limits) -> _Route:
+    options = call.options.over(defaults)
+    task_id = _given(options.task_id)
+    conflict = OWN_ID if task_id is None else CONFLICT_LETTERS[_given(options.on_conflict) or "raise"]
+    delay, at = _given(options.delay), _given(options.at)
+    return _Route(
+        options=call.options,
+        queue=check_key_name("queue", _given(options.queue) or DEFAULT_QUEUE),
+        how=how(
+            lane_for(_given(options.priority) or "normal"),
+            conflict,
+            delay_ms=None if delay is None else duration_ms("delay", delay),
+            at_ms=None if at is None else moment_ms("at", at),
+        ),
+        task_id=task_id,
+        template=MessageTemplate(_fields(check_name("type", call.type), options, limits)),
+    )
+
+
+def _fields(task_type: str, options: Options, limits: Limits) -> dict[str, Any]:
+    """The message's fields for these options; what is not given stays open for the worker's definition."""
+    retry = options.retry if isinstance(options.retry, Retry) else None
+    headers = _given(options.headers) or {}
+    check_headers(headers, limits)
+    deadline = _given(options.deadline)
+    return {
+        "type": task_type,
+        "max_retries": retry.max_retries if retry else None,
+        "retry_policy": store_policy(retry) if retry else None,
+        "timeout_ms": _timeout_ms(options),
+        "deadline_ms": None if deadline is None else moment_ms("deadline", deadline),
+        "expires_ms": _expires_ms(_given(options.expires)),
+        "retention_ms": _retention_ms(options),
+        "headers": dict(headers) or None,
+    }
+
+
+def _timeout_ms(options: Options) -> int | None:
+    if options.timeout is UNSET:
+        return None
+    if options.timeout is None:
+        return NO_TIMEOUT
+    ms = duration_ms("timeout", options.timeout)
+    if ms == 0:
+        raise OptionError("timeout", "must be more than zero; give None for no limit")
+    return ms
+
+
+def _retention_ms(options: Options) -> int | None:
+    if options.retention is UNSET:
+        return None
+    return 0 if options.retention is None else duration_ms("retention", options.retention)
+
+
+def _expires_ms(expires: Any) -> int | None:
+    if expires is None:
+        return None
+    if isinstance(expires, datetime):
+        return moment_ms("expires", expires)
+    return wall_ms() + duration_ms("expires", expires)
+
+
+def _given(value: Any) -> Any:
+    return None if value is UNSET else value

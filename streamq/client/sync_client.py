@@ -1,0 +1,210 @@
+"""The blocking client: the same Commands as the asyncio client, over a blocking connection."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeVar, Unpack, overload
+
+from streamq.broker.address import Address
+from streamq.broker.command import Command, Word
+from streamq.broker.inspecting import find, task_info
+from streamq.broker.keys import Keys
+from streamq.broker.listener import SyncListener
+from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
+from streamq.broker.sync_runner import SyncRunner
+from streamq.client.client import ClientConfig
+from streamq.client.encoding import Encoder
+from streamq.client.handles import SyncTaskHandle
+from streamq.client.producer import Producer
+from streamq.client.waiting import RECHECK_S, judge
+from streamq.clock import monotonic_s
+from streamq.errors import (
+    BatchError,
+    ResultTimeout,
+    ServerError,
+    StreamQError,
+    TaskIdConflict,
+    TaskNotFound,
+    Unavailable,
+)
+from streamq.model.call import TaskCall, as_call
+from streamq.model.durations import Duration, duration_ms
+from streamq.model.info import TaskInfo
+from streamq.model.names import check_key_name, check_task_id
+from streamq.model.options import CallOptions
+
+R = TypeVar("R")
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+
+
+class SyncClient:
+    """Enqueues and looks, blocking. Threads may share one; they take turns.
+
+    Given a ``runner``, it uses that connection and leaves it open when it closes.
+    """
+
+    def __init__(
+        self, address: Address, config: ClientConfig | None = None, runner: SyncRunner | None = None
+    ) -> None:
+        self.config = config or ClientConfig()
+        self.keys = Keys(self.config.namespace)
+        self._owns_runner = runner is None
+        self.runner = runner or SyncRunner(address, timeouts=self.config.timeouts)
+        self._encoder = Encoder(self.config.defaults, self.config.limits)
+        self._producer = Producer()
+        self._turn = threading.Lock()
+        self._registered: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. May be called twice."""
+        if self._owns_runner:
+            self.runner.close()
+
+    @overload
+    def enqueue(self, task: TaskCall[R], /) -> SyncTaskHandle[R]: ...
+    @overload
+    def enqueue(
+        self,
+        task: TaskCall[Any] | str,
+        arguments: Mapping[str, Any] | None = None,
+        /,
+        **options: Unpack[CallOptions],
+    ) -> SyncTaskHandle[Any]: ...
+    def enqueue(
+        self, task: TaskCall[Any] | str, arguments: Mapping[str, Any] | None = None, /, **options: Any
+    ) -> SyncTaskHandle[Any]:
+        """Enqueue a call, or a task by its name.
+
+        Raises OptionError or PayloadError before anything is sent, TaskIdConflict, and ServerError
+        (Unavailable once ``enqueue_timeout_s`` is over).
+        """
+        call = as_call(task, arguments, options)
+        with self._turn:
+            encoded = self._encoder.encode(call, self._producer)
+            words = self._send(encoded.queue, [encoded.how, encoded.task_id.encode(), encoded.message])
+        fresh: SyncTaskHandle[Any] = SyncTaskHandle(self, encoded.queue, encoded.task_id)
+        handle = self._handle(fresh, words[0])
+        if isinstance(handle, StreamQError):
+            raise handle
+        return handle
+
+    def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[SyncTaskHandle[R]]:
+        """Enqueue many tasks in few round trips; one handle per call, in order.
+
+        Raises BatchError when some were not enqueued; its ``results`` tell which.
+        """
+        results: list[SyncTaskHandle[R] | StreamQError] = []
+        chunks: dict[str, _Chunk] = {}
+        for place, call in enumerate(calls):
+            try:
+                with self._turn:
+                    task = self._encoder.encode(call, self._producer)
+            except StreamQError as error:
+                results.append(error)
+                continue
+            results.append(SyncTaskHandle(self, task.queue, task.task_id))
+            chunk = chunks.setdefault(task.queue, _Chunk())
+            chunk.places.append(place)
+            chunk.words += (task.how, task.task_id.encode(), task.message)
+            chunk.size += len(task.message)
+            if len(chunk.places) >= MAX_BATCH_TASKS or chunk.size >= MAX_BATCH_BYTES:
+                self._send_chunk(task.queue, chunks.pop(task.queue), results)
+        for queue, chunk in chunks.items():
+            self._send_chunk(queue, chunk, results)
+        handles = [item for item in results if isinstance(item, SyncTaskHandle)]
+        if len(handles) < len(results):
+            raise BatchError(results)
+        return handles
+
+    def info(self, queue: str, task_id: str) -> TaskInfo:
+        """A snapshot of one task. Raises TaskNotFound, ServerError."""
+        found = self.runner.run(find(self.keys.queue(queue), check_task_id(task_id)))
+        if found.state is None:
+            raise TaskNotFound(
+                queue, task_id, "no such task: it is finished and was not kept, or never existed"
+            )
+        return task_info(queue, task_id, found, self.config.lease_ms)
+
+    def result(self, queue: str, task_id: str, timeout: Duration | None = None) -> Any:
+        """Wait for a task's result; see SyncTaskHandle.result."""
+        keys = self.keys.queue(check_key_name("queue", queue))
+        deadline_s = None if timeout is None else monotonic_s() + duration_ms("timeout", timeout) / 1000
+        with SyncListener(self.runner.address, timeouts=self.config.timeouts) as listener:
+            listener.subscribe(keys.done(task_id))
+            while True:
+                verdict = judge(queue, task_id, self.runner.run(find(keys, task_id)))
+                if verdict.over:
+                    return verdict.result
+                left_s = RECHECK_S if deadline_s is None else min(RECHECK_S, deadline_s - monotonic_s())
+                if left_s <= 0:
+                    raise ResultTimeout(queue, task_id, "is not finished yet")
+                listener.wait(left_s)
+
+    def ping(self) -> None:
+        """Connect, if need be. Raises ServerError when Redis cannot be reached."""
+        self.runner.connect()
+
+    def _send_chunk(self, queue: str, chunk: _Chunk, results: list[SyncTaskHandle[R] | StreamQError]) -> None:
+        try:
+            with self._turn:
+                words = self._send(queue, chunk.words)
+        except ServerError as error:
+            for place in chunk.places:
+                results[place] = error
+            return
+        for place, word in zip(chunk.places, words, strict=True):
+            handle = results[place]
+            if isinstance(handle, SyncTaskHandle):
+                results[place] = self._handle(handle, word)
+
+    def _send(self, queue: str, words: list[Word]) -> list[bytes]:
+        """One call, sent again under its own sequence number until it is answered or time is up."""
+        keys = self.keys.queue(queue)
+        command = enqueue(keys, self._producer.id, self._producer.next_sequence(queue), words)
+        enqueued = self._run(command)
+        if enqueued.new_queue or queue not in self._registered:
+            self.runner.run(register(self.keys.queues, queue))
+            self._registered.add(queue)
+        return enqueued.words
+
+    def _run(self, command: Command[Enqueued]) -> Enqueued:
+        deadline_s, pause_s = monotonic_s() + self.config.enqueue_timeout_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return self.runner.run(command)
+            except Unavailable:
+                if monotonic_s() + pause_s >= deadline_s:
+                    raise
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    @staticmethod
+    def _handle(handle: SyncTaskHandle[R], word: bytes) -> SyncTaskHandle[R] | StreamQError:
+        if word == b"conflict":
+            return TaskIdConflict(
+                handle.queue, handle.id, "another task has this id; see the on_conflict option"
+            )
+        handle.created = word != b"exists"
+        return handle
+
+
+class _Chunk:
+    """Tasks of one enqueue_many for one queue that travel together."""
+
+    __slots__ = ("places", "size", "words")
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self.words: list[Word] = []
+        self.size = 0

@@ -1,0 +1,173 @@
+"""The operator's view: look at queues, tasks and workers; pause, resume, delete."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from streamq.broker import inspecting, moving, presence, steering
+from streamq.broker.address import Address
+from streamq.broker.command import Command
+from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.runner import AsyncRunner
+from streamq.clock import utc_day, wall_ms
+from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound
+from streamq.model.info import QueueInfo, TaskInfo, WorkerInfo
+from streamq.model.lanes import LANES
+from streamq.model.names import check_key_name, check_task_id
+
+_DAYS_KEPT = 92
+"""Counters of a day live 90 days; two more cover clocks that differ."""
+
+
+class Inspector:
+    """Looks and steers. Figures of one call are read in one round trip, but not in one instant."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        namespace: str | None = None,
+        lease_ms: int = 10_000,
+        runner: AsyncRunner | None = None,
+    ) -> None:
+        self.keys = Keys(namespace)
+        self._lease_ms = lease_ms
+        self._owns_runner = runner is None
+        self._runner = runner or AsyncRunner(address)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection. May be called twice."""
+        if self._owns_runner:
+            await self._runner.aclose()
+
+    # Looking
+
+    async def queues(self) -> list[str]:
+        """The names of all queues, sorted."""
+        return await self._runner.run(inspecting.queue_names(self.keys))
+
+    async def queue(self, name: str) -> QueueInfo:
+        """Counts and counters of one queue. Raises QueueError when it is unknown."""
+        queue = await self._known(name)
+        groups: list[list[Command[Any]]] = [
+            [*inspecting.lane_lengths(queue)],
+            [*inspecting.pending_counts(queue)],
+            [*inspecting.cardinalities(queue)],
+            [inspecting.is_paused(queue), inspecting.counters(queue.stats)],
+        ]
+        replies = await self._runner.run_all([command for group in groups for command in group])
+        lengths, replies = _split(replies, len(groups[0]))
+        active, replies = _split(replies, len(groups[1]))
+        counts, replies = _split(replies, len(groups[2]))
+        paused, counters = _checked(replies)
+        held = sum(count for count in active if isinstance(count, int))
+        scheduled, retry, completed, archived = _checked(counts)
+        return QueueInfo(
+            name=name,
+            ready=sum(_checked(lengths)) - held,
+            active=held,
+            scheduled=scheduled,
+            retry=retry,
+            completed=completed,
+            archived=archived,
+            paused=paused,
+            processed=counters.get("processed", 0),
+            failed=counters.get("failed", 0),
+        )
+
+    async def task(self, queue: str, task_id: str) -> TaskInfo:
+        """One task, whatever its state. Raises QueueError, TaskNotFound."""
+        found = await self._runner.run(inspecting.find(await self._known(queue), check_task_id(task_id)))
+        if found.state is None:
+            raise TaskNotFound(queue, task_id, "no such task")
+        return inspecting.task_info(queue, task_id, found, self._lease_ms)
+
+    async def active(self, queue: str, limit: int = 100) -> list[TaskInfo]:
+        """The longest delivered tasks that workers hold, those whose lease ran out marked as orphaned."""
+        keys = await self._known(queue)
+        pages = await self._runner.run_all([inspecting.pending(keys, lane, limit) for lane in LANES])
+        rows = [row for page in pages if isinstance(page, list) for row in page]
+        entries = await self._runner.run_all([inspecting.entry(keys, row) for row in rows])
+        infos = []
+        for row, entry in zip(rows, entries, strict=True):
+            if entry is not None and not isinstance(entry, BaseException):
+                found = inspecting.Found(
+                    state=inspecting.State.ACTIVE, entry=entry, worker=row.worker, idle_ms=row.idle_ms
+                )
+                infos.append(inspecting.task_info(queue, entry.task_id.decode(), found, self._lease_ms))
+        return infos[:limit]
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Every worker whose heartbeat stands."""
+        now_ms = await self._runner.run(presence.server_time())
+        ids = await self._runner.run(presence.alive(self.keys, now_ms))
+        said = _checked(await self._runner.run_all(presence.look_at(self.keys, ids)))
+        return [worker for worker in said if worker is not None]
+
+    async def counters(self, name: str, day: str | None = None) -> dict[str, int]:
+        """A queue's counters: over all time, or of one UTC day as YYYYMMDD."""
+        queue = await self._known(name)
+        return await self._runner.run(
+            inspecting.counters(queue.stats if day is None else queue.stats_of(day))
+        )
+
+    # Steering
+
+    async def pause(self, name: str) -> None:
+        """Hand out nothing more from the queue. Raises QueueError when it is paused already."""
+        if await self._runner.run(steering.pause(await self._known(name))) != b"ok":
+            raise QueueError(name, "is paused already")
+
+    async def resume(self, name: str) -> None:
+        """Hand out tasks again. Raises QueueError when it is not paused."""
+        if await self._runner.run(steering.resume(await self._known(name))) != b"ok":
+            raise QueueError(name, "is not paused")
+
+    async def delete(self, queue: str, task_id: str) -> None:
+        """Delete a task that is not running. Raises TaskNotFound, or TaskError when a worker holds it."""
+        word = await self._runner.run(moving.delete(await self._known(queue), check_task_id(task_id)))
+        if word == b"missing":
+            raise TaskNotFound(queue, task_id, "no such task")
+        if word == b"active":
+            raise TaskError(queue, task_id, "is running; it can be deleted when it has ended")
+
+    async def remove_queue(self, name: str, *, force: bool = False) -> None:
+        """Remove a queue with all its keys.
+
+        Raises QueueError when tasks run, and when it is not empty unless ``force`` is given.
+        """
+        info = await self.queue(name)
+        if info.active:
+            raise QueueError(name, f"{info.active} tasks are running; stop the workers first")
+        if info.size and not force:
+            raise QueueError(name, f"has {info.size} tasks; give force=True to delete them with it")
+        queue = self.keys.queue(name)
+        day_ms = 86_400_000
+        days = [utc_day(wall_ms() + day_ms - back * day_ms) for back in range(_DAYS_KEPT)]
+        commands = [steering.unlink((*queue.every, *(queue.stats_of(day) for day in days)))]
+        _checked(await self._runner.run_all(commands))
+        await self._runner.run(steering.unregister(self.keys.queues, name))
+
+    async def _known(self, name: str) -> QueueKeys:
+        queue = self.keys.queue(check_key_name("queue", name))
+        if not await self._runner.run(inspecting.is_registered(self.keys, name)):
+            raise QueueError(name, "no such queue")
+        return queue
+
+
+def _split(items: list[Any], count: int) -> tuple[list[Any], list[Any]]:
+    return items[:count], items[count:]
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    """The replies. Raises the first that is an error."""
+    for reply in replies:
+        if isinstance(reply, ServerError):
+            raise reply
+    return replies

@@ -1,0 +1,146 @@
+"""Task definitions: a handler, its name and its options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, overload
+
+from streamq.errors import RegistrationError
+from streamq.model.call import TaskCall
+from streamq.model.definition import Definition
+from streamq.model.durations import duration_ms
+from streamq.model.message import NO_TIMEOUT
+from streamq.model.names import check_name
+from streamq.model.options import UNSET, CallOptions, Options, Unset
+from streamq.model.retry import DEFAULT_RETRY
+
+if TYPE_CHECKING:
+    from streamq.app import StreamQ
+    from streamq.client.handles import TaskHandle
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+IsFailure = Callable[[BaseException], bool]
+
+
+class BoundTask(Generic[P, R]):
+    """A task with options for the calls made through it: what ``task.options(...)`` returns."""
+
+    def __init__(self, app: StreamQ, name: str, options: Options) -> None:
+        self._app = app
+        self._options = options
+        self.name = name
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
+        """A call to be enqueued later, alone or in an ``enqueue_many``."""
+        return TaskCall(self.name, args, kwargs, self._options)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Enqueue the task with these arguments, through the app's open client.
+
+        Raises as Client.enqueue does, and UsageError when the app is not open.
+        """
+        return await self._app.client.enqueue(self.call(*args, **kwargs))
+
+    def options(self, **options: Unpack[CallOptions]) -> BoundTask[P, R]:
+        """The same task with further options; they win over those given before.
+
+        Raises OptionError for a bad option.
+        """
+        return BoundTask(self._app, self.name, Options.of(options).over(self._options))
+
+
+class Task(BoundTask[P, R]):
+    """A registered task. Calling it runs the handler directly, without any queue."""
+
+    def __init__(
+        self,
+        app: StreamQ,
+        name: str,
+        handler: Callable[P, Any],
+        options: Options,
+        is_failure: IsFailure | None = None,
+    ) -> None:
+        super().__init__(app, name, options)
+        self.handler = handler
+        self.is_failure = is_failure
+        self.__doc__ = handler.__doc__
+        self.__wrapped__ = handler
+
+    def definition(self, defaults: Options) -> Definition:
+        """What a worker needs to know, with the app's defaults where the task says nothing."""
+        options = self._options.over(defaults)
+        return Definition(
+            name=self.name,
+            handler=self.handler,
+            is_async=_is_async(self.handler),
+            retry=DEFAULT_RETRY if isinstance(options.retry, Unset) else options.retry,
+            timeout_ms=_milliseconds("timeout", options.timeout, otherwise=NO_TIMEOUT),
+            retention_ms=_milliseconds("retention", options.retention, otherwise=0) or 0,
+            is_failure=self.is_failure,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r}>"
+
+
+class AsyncTask(Task[P, R]):
+    """A task whose handler is a coroutine function."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """The handler's coroutine."""
+        coroutine: Coroutine[Any, Any, R] = self.handler(*args, **kwargs)
+        return coroutine
+
+
+class SyncTask(Task[P, R]):
+    """A task whose handler is a plain function; workers run it in a thread."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """What the handler returns."""
+        result: R = self.handler(*args, **kwargs)
+        return result
+
+
+class Decorator:
+    """What ``app.task(...)`` returns: turns a function into a registered task."""
+
+    def __init__(
+        self, app: StreamQ, name: str | None, options: Options, is_failure: IsFailure | None
+    ) -> None:
+        self._app = app
+        self._name = name
+        self._options = options
+        self._is_failure = is_failure
+
+    @overload
+    def __call__(self, handler: Callable[P, Coroutine[Any, Any, R]]) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[P, R]) -> SyncTask[P, R]: ...
+    def __call__(self, handler: Callable[..., Any]) -> Task[..., Any]:
+        """Register the handler. Raises RegistrationError."""
+        if not callable(handler):
+            raise RegistrationError("handler", "must be a function")
+        name = self._name
+        if name is None:
+            name = f"{handler.__module__}.{handler.__qualname__}"
+        kind = AsyncTask if _is_async(handler) else SyncTask
+        task: Task[..., Any] = kind(
+            self._app, check_name("name", name), handler, self._options, self._is_failure
+        )
+        self._app.register(task)
+        return task
+
+
+def _is_async(handler: Callable[..., Any]) -> bool:
+    """Also an object with an async ``__call__``."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+def _milliseconds(field: str, value: Any, *, otherwise: int) -> int | None:
+    """None where nothing was said, ``otherwise`` where None was said."""
+    if value is UNSET:
+        return None
+    return otherwise if value is None else duration_ms(field, value)

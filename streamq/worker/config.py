@@ -1,0 +1,87 @@
+"""The settings of a worker, validated in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from streamq.broker.dial import Timeouts
+from streamq.errors import OptionError
+from streamq.model.limits import DEFAULT_LIMITS, Limits
+from streamq.model.names import check_key_name
+from streamq.model.options import DEFAULT_QUEUE
+
+if TYPE_CHECKING:
+    from streamq.worker.context import TaskContext
+
+OnError = Callable[["TaskContext", BaseException], Awaitable[None] | None]
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+
+MAX_CONCURRENCY = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Everything that a worker can be told. Units stand in the names: ``_s`` seconds, ``_ms`` milliseconds."""
+
+    queues: Mapping[str, int] = field(default_factory=lambda: {DEFAULT_QUEUE: 1})
+    """Queue to weight."""
+    strict: bool = False
+    """Empty the queues in the order given, instead of drawing by weight."""
+    namespace: str | None = None
+    concurrency: int = 100
+    """Handlers at once: the slots."""
+    lease_ms: int = 10_000
+    """A worker that has not renewed for so long, by Redis's clock, has lost its entries."""
+    grace_s: float = 20.0
+    """How long running handlers may go on after a stop, before they are cancelled and released."""
+    crash_limit: int = 3
+    """Crashes after which a task is archived."""
+    crash_backoff_ms: int = 5_000
+    """Wait before a task that crashed twice is tried again; doubles with each further crash."""
+    archive_size: int = 10_000
+    """Most archived tasks a queue keeps; the oldest go first."""
+    archive_age_ms: int = 90 * 86_400_000
+    block_ms: int = 5_000
+    """How long an idle read waits in Redis before it asks again."""
+    max_unsettled: int = 10_000
+    """Outcomes that may wait for Redis before no more tasks are fetched."""
+    presence_s: float = 5.0
+    """Time between heartbeats."""
+    limits: Limits = DEFAULT_LIMITS
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    worker_id: str | None = None
+    """The consumer name; made at random unless given, and never shared by two live workers."""
+    on_error: OnError | None = None
+    """Called after each attempt that raised; what it raises itself is logged and changes nothing."""
+    lifespan: Lifespan | None = None
+    """Entered before the first task; what it yields is ``current_task().state``."""
+
+    def __post_init__(self) -> None:
+        if not self.queues:
+            raise OptionError("queues", "name at least one queue")
+        for name, weight in self.queues.items():
+            check_key_name("queues", name)
+            if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= 1_000_000:
+                raise OptionError(f"queues[{name}]", "the weight must be a whole number from 1 to 1,000,000")
+        if self.namespace is not None:
+            check_key_name("namespace", self.namespace)
+        if self.worker_id is not None:
+            check_key_name("worker_id", self.worker_id)
+        _check_range("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
+        _check_range("lease_ms", self.lease_ms, 300, 86_400_000)
+        _check_range("grace_s", self.grace_s, 0, 86_400)
+        _check_range("crash_limit", self.crash_limit, 0, 1_000)
+        _check_range("crash_backoff_ms", self.crash_backoff_ms, 1, 86_400_000)
+        _check_range("archive_size", self.archive_size, 0, 10_000_000)
+        _check_range("archive_age_ms", self.archive_age_ms, 1, 10 * 366 * 86_400_000)
+        _check_range("block_ms", self.block_ms, 10, 60_000)
+        _check_range("max_unsettled", self.max_unsettled, 1, 1_000_000)
+        _check_range("presence_s", self.presence_s, 0.1, 3_600)
+
+
+def _check_range(field_name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise OptionError(field_name, f"must be a number from {low} to {high}")

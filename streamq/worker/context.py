@@ -1,0 +1,93 @@
+"""What a handler can ask about the task it runs for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any
+
+from streamq.broker.working import Entry
+from streamq.errors import UsageError
+from streamq.model.info import moment
+from streamq.model.message import Message
+
+
+class TaskContext:
+    """The running task. Read-only."""
+
+    __slots__ = ("_deadline_ms", "_entry", "_message", "max_retries", "queue", "state")
+
+    def __init__(
+        self,
+        queue: str,
+        entry: Entry,
+        message: Message,
+        max_retries: int,
+        deadline_ms: int | None,
+        state: Any,
+    ) -> None:
+        self.queue = queue
+        self._entry = entry
+        self._message = message
+        self.max_retries = max_retries
+        self._deadline_ms = deadline_ms
+        self.state = state
+        """What the app's lifespan yielded."""
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._entry.task_id.decode()
+
+    @property
+    def type(self) -> str:
+        """The name of the task."""
+        return self._message.type
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the producer sent along."""
+        return self._message.headers
+
+    @property
+    def retried(self) -> int:
+        """Failures so far."""
+        return self._message.retried
+
+    @property
+    def crashes(self) -> int:
+        """Times a worker died while it ran this task."""
+        return self._entry.crashes
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1. Crashes do not count."""
+        return self._message.retried + 1
+
+    @property
+    def enqueued_at(self) -> datetime | None:
+        """When it was enqueued, by the producer's clock."""
+        return moment(self._message.enqueued_ms)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When this attempt is cut off: the earlier of timeout and deadline; None for no limit."""
+        return moment(self._deadline_ms)
+
+    def __repr__(self) -> str:
+        return f"<TaskContext {self.type!r} {self.id} attempt={self.attempt}>"
+
+
+_current: ContextVar[TaskContext | None] = ContextVar("streamq_current_task", default=None)
+
+
+def current_task() -> TaskContext:
+    """The task that this code runs for. Raises UsageError outside of a handler."""
+    context = _current.get()
+    if context is None:
+        raise UsageError("current_task", "there is none: this code does not run inside a handler")
+    return context
+
+
+set_current = _current.set

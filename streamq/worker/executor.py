@@ -1,0 +1,342 @@
+"""Runs handlers: one slot each, with the task's timeout, and hands the outcome to the settler.
+
+Async handlers run as tasks of the event loop, started eagerly where Python can (3.12+): a handler
+that never waits is through before ``start`` returns. Sync handlers run in threads; they cannot be
+cancelled, so one that overruns keeps its slot until it really ends and its retry never overlaps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from streamq.broker.keys import QueueKeys
+from streamq.broker.working import Entry
+from streamq.clock import ServerClock
+from streamq.codec import decode_message, decode_payload, encode_result
+from streamq.errors import (
+    AttemptTimeout,
+    HandlerExited,
+    HandlerNotFound,
+    LeaseLost,
+    PayloadError,
+    StoredDataError,
+)
+from streamq.model.definition import Definition
+from streamq.model.limits import Limits
+from streamq.model.message import NO_TIMEOUT, Message
+from streamq.model.options import DEFAULT_TIMEOUT_MS
+from streamq.model.parked import Reason
+from streamq.model.retry import DEFAULT_RETRY
+from streamq.worker.config import OnError
+from streamq.worker.context import TaskContext, set_current
+from streamq.worker.held import Held, Run, Stop
+from streamq.worker.outcome import (
+    COMPLETE,
+    RELEASE,
+    Archive,
+    Outcome,
+    after_error,
+    after_success,
+    retention_of,
+    retry_of,
+)
+from streamq.worker.threads import Threads
+
+log = logging.getLogger("streamq.executor")
+
+_EAGER = sys.version_info >= (3, 12)
+
+
+class Settles(Protocol):
+    """What the executor needs of the settler."""
+
+    def settle(self, run: Run, outcome: Outcome) -> None: ...
+
+
+class Executor:
+    """The slots of one worker. Lives on one event loop."""
+
+    def __init__(
+        self,
+        definitions: Mapping[str, Definition],
+        settler: Settles,
+        held: Held,
+        clock: ServerClock,
+        *,
+        concurrency: int,
+        limits: Limits,
+        on_error: OnError | None = None,
+    ) -> None:
+        self._definitions = definitions
+        self._settle = settler.settle
+        self._held = held
+        self._clock = clock
+        self._concurrency = concurrency
+        self._limits = limits
+        self._on_error = on_error
+        self._threads = Threads(concurrency)
+        self._running: set[Run] = set()
+        self._slot_freed: asyncio.Future[None] | None = None
+        self.state: Any = None
+        """What handlers see as ``current_task().state``."""
+        self.started = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that a handler could take now."""
+        return self._concurrency - len(self._running)
+
+    @property
+    def running(self) -> int:
+        """Handlers that have not ended."""
+        return len(self._running)
+
+    async def wait_free(self) -> None:
+        """Wait until a slot is free."""
+        while not self.free:
+            self._slot_freed = asyncio.get_running_loop().create_future()
+            await self._slot_freed
+
+    async def wait_idle(self) -> None:
+        """Wait until no handler runs."""
+        while self._running:
+            self._slot_freed = asyncio.get_running_loop().create_future()
+            await self._slot_freed
+
+    def start(self, queue: QueueKeys, entries: list[Entry]) -> None:
+        """Start a handler for each entry. The caller has made sure that slots are free."""
+        suspended: list[Run] = []
+        for entry in entries:
+            run = Run(queue, entry)
+            self._held.add(run)
+            self.started += 1
+            self._start_one(run)
+            if run.handle is not None:
+                suspended.append(run)
+        set_current(None)
+        if suspended:
+            # One turn of the loop later those that hardly wait are through, and need no timer.
+            asyncio.get_running_loop().call_soon(self._arm_timers, suspended)
+
+    def stop_runs(self, stop: Stop, runs: list[Run] | None = None) -> None:
+        """Cancel running handlers; sync ones are only marked, and go on."""
+        for run in list(self._running) if runs is None else runs:
+            if run.stop is None and run in self._running:
+                run.stop = stop
+                if run.handle is not None:
+                    run.handle.cancel()
+
+    def stuck_runs(self) -> list[Run]:
+        """Runs whose handlers still run: after ``stop_runs``, those that will not be stopped."""
+        return list(self._running)
+
+    # Starting
+
+    def _start_one(self, run: Run) -> None:
+        try:
+            run.message = message = decode_message(run.entry.message)
+            args, kwargs = decode_payload(message.payload)
+        except StoredDataError as error:
+            log.error("task cannot be read; archived id=%s error=%s", run.entry.task_id, error)
+            self._settle(run, Archive(None, Reason.UNDECODABLE))
+            return
+        run.definition = definition = self._definitions.get(message.type) or _unknown(message.type)
+        deadline_ms = message.deadline_ms
+        if (message.expires_ms is not None or deadline_ms is not None) and self._too_late(run, message):
+            return
+        try:
+            retries = definition.retry if message.max_retries is None else retry_of(message, definition)
+        except StoredDataError:
+            retries = definition.retry
+        set_current(
+            TaskContext(run.queue.name, run.entry, message, retries.max_retries, deadline_ms, self.state)
+        )
+        self._running.add(run)
+        if definition.is_async:
+            attempt = self._attempt(run, definition.handler, args, kwargs)
+        else:
+            attempt = self._attempt_in_thread(run, definition.handler, args, kwargs)
+        handle = _start_task(attempt)
+        if not handle.done():
+            run.handle = handle
+
+    def _too_late(self, run: Run, message: Message) -> bool:
+        now_ms = self._clock.now_ms()
+        if message.expires_ms is not None and message.expires_ms <= now_ms:
+            self._settle(run, Archive(message, Reason.EXPIRED))
+            return True
+        if message.deadline_ms is not None and message.deadline_ms <= now_ms:
+            late = AttemptTimeout("the deadline had passed before the attempt could start")
+            noted = message.copy(error=f"AttemptTimeout: {late}", failed_ms=now_ms)
+            self._settle(run, Archive(noted, Reason.FAILED))
+            return True
+        return False
+
+    async def _attempt(
+        self, run: Run, handler: Callable[..., Awaitable[Any]], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        try:
+            result = await handler(*args, **kwargs)
+        except asyncio.CancelledError as error:
+            await self._cancelled(run, error)
+        except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end the worker
+            await self._failed(run, error)
+        else:
+            self._succeeded(run, result)
+        finally:
+            self._ended(run)
+
+    async def _attempt_in_thread(
+        self, run: Run, handler: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> None:
+        context = contextvars.copy_context()
+        thread = self._threads.submit(lambda: context.run(handler, *args, **kwargs))
+        while not thread.done():
+            try:
+                await asyncio.wait([thread])
+            except asyncio.CancelledError:
+                # The thread goes on; so does the slot. ``run.stop`` says what its end will count as.
+                continue
+        try:
+            error = thread.exception()
+            if run.stop is not None:
+                await self._cancelled(run, error or asyncio.CancelledError())
+            elif error is not None:
+                await self._failed(run, error)
+            else:
+                self._succeeded(run, thread.result())
+        finally:
+            self._ended(run)
+
+    def _arm_timers(self, runs: list[Run]) -> None:
+        loop = asyncio.get_running_loop()
+        for run in runs:
+            if run in self._running and run.stop is None:
+                limit_s = self._limit_s(run)
+                if limit_s is not None:
+                    run.timer = loop.call_later(limit_s, self.stop_runs, Stop.TIMEOUT, [run])
+
+    def _limit_s(self, run: Run) -> float | None:
+        """Seconds this attempt may take: the earlier of timeout and deadline."""
+        message, definition = run.message, run.definition
+        if message is None or definition is None:
+            return None
+        timeout_ms = definition.timeout_ms if message.timeout_ms is None else message.timeout_ms
+        if timeout_ms is None and message.deadline_ms is None:
+            timeout_ms = DEFAULT_TIMEOUT_MS
+        limits_s = []
+        if timeout_ms is not None and timeout_ms != NO_TIMEOUT:
+            limits_s.append(timeout_ms / 1000)
+        if message.deadline_ms is not None:
+            limits_s.append(max(0.0, (message.deadline_ms - self._clock.now_ms()) / 1000))
+        return min(limits_s, default=None)
+
+    # Ending
+
+    def _succeeded(self, run: Run, result: Any) -> None:
+        message, definition = run.message, run.definition
+        assert message is not None  # noqa: S101  # set before the handler was started
+        assert definition is not None  # noqa: S101
+        if not retention_of(message, definition):
+            self._record(run, COMPLETE)
+            return
+        now_ms = self._clock.now_ms()
+        try:
+            stored = encode_result(result, self._limits)
+        except PayloadError as error:
+            # The work is done; another attempt would do it twice and end the same way.
+            noted = message.copy(error=f"PayloadError: {error}", failed_ms=now_ms)
+            self._record(run, Archive(noted, Reason.FAILED))
+            log.error("result cannot be stored; archived id=%s type=%s", run.entry.task_id, message.type)
+            return
+        self._record(run, after_success(message, definition, stored, now_ms))
+
+    async def _cancelled(self, run: Run, error: BaseException) -> None:
+        """A handler that ended after it was told to stop, or that was cancelled by its own doing."""
+        if run.stop is Stop.SHUTDOWN:
+            self._record(run, RELEASE)
+        elif run.stop is Stop.LOST:
+            self._held.remove(run)
+            if run.message is not None:
+                await self._tell(run, run.message, LeaseLost("the lease ran out while the handler ran"))
+        elif run.stop is Stop.TIMEOUT:
+            await self._failed(run, AttemptTimeout("the attempt ran past its timeout or deadline"))
+        else:
+            await self._failed(run, error)
+
+    async def _failed(self, run: Run, error: BaseException) -> None:
+        message, definition = run.message, run.definition
+        assert message is not None  # noqa: S101  # set before the handler was started
+        assert definition is not None  # noqa: S101
+        if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+            exited = HandlerExited(f"the handler raised {type(error).__name__}")
+            exited.__cause__ = error
+            error = exited
+        try:
+            outcome = after_error(message, definition, error, self._clock.now_ms(), self._limits)
+        except StoredDataError:
+            # Its retry policy is unreadable: the default decides, the stored one stays as it is.
+            outcome = after_error(
+                message.copy(retry_policy=None), definition, error, self._clock.now_ms(), self._limits
+            )
+        log.info(
+            "attempt failed id=%s type=%s queue=%s retried=%d error=%s outcome=%s",
+            run.entry.task_id.decode(),
+            message.type,
+            run.queue.name,
+            message.retried,
+            type(error).__name__,
+            type(outcome).__name__,
+        )
+        self._record(run, outcome)
+        if self._on_error is not None:
+            await self._tell(run, message, error)
+
+    async def _tell(self, run: Run, message: Message, error: BaseException) -> None:
+        """Call the user's hook, after the outcome is recorded: whatever it does, the task is settled."""
+        hook = self._on_error
+        context = TaskContext(run.queue.name, run.entry, message, 0, None, self.state)
+        try:
+            told = hook(context, error) if hook is not None else None
+            if inspect.isawaitable(told):
+                await told
+        except Exception:
+            log.exception("on_error raised id=%s type=%s", run.entry.task_id.decode(), message.type)
+
+    def _record(self, run: Run, outcome: Outcome) -> None:
+        if run.stop is not Stop.LOST:
+            self._settle(run, outcome)
+        else:
+            self._held.remove(run)
+
+    def _ended(self, run: Run) -> None:
+        if run.timer is not None:
+            run.timer.cancel()
+        self._running.discard(run)
+        freed = self._slot_freed
+        if freed is not None and not freed.done():
+            freed.set_result(None)
+
+
+def _start_task(attempt: Any) -> asyncio.Task[None]:
+    if _EAGER:
+        loop = asyncio.get_running_loop()
+        return asyncio.Task(attempt, loop=loop, eager_start=True)  # type: ignore[call-arg, unused-ignore]
+    return asyncio.create_task(attempt)
+
+
+def _unknown(name: str) -> Definition:
+    """A definition for a type nobody registered: each attempt fails, so a deploy in progress loses nothing."""
+
+    async def missing(*_args: object, **_kwargs: object) -> None:
+        raise HandlerNotFound(
+            f"no handler for {name!r} in this worker; register it or route it to another queue"
+        )
+
+    return Definition(name, missing, is_async=True, retry=DEFAULT_RETRY, timeout_ms=None, retention_ms=0)

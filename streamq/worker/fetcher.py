@@ -1,0 +1,261 @@
+"""Takes entries from the lanes: never more than there are free slots, the lanes of a queue in strict order.
+
+XREADGROUP counts per key, so one command over several lanes may answer more than COUNT. Therefore:
+
+1. Lanes are read one after the other, each for the slots that are left.
+2. A queue under load is read in one round trip: the lane that was busy last time for all slots but
+   a few, and in the same write each lane before it for one entry. When one of those has something,
+   the next turn goes lane by lane again. So a higher lane is noticed at once, and overtaken by at
+   most the batch that was on its way when its first task arrived.
+3. When everything was empty, one blocking read over all lanes waits. It asks for so few per lane
+   that the free slots suffice; with fewer slots than lanes a surplus is possible, and is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from streamq.broker import working
+from streamq.broker.command import Command
+from streamq.broker.keys import QueueKeys
+from streamq.broker.refusals import NoGroup
+from streamq.broker.runner import AsyncRunner
+from streamq.broker.working import Entry
+from streamq.errors import PermissionDenied, ServerError
+from streamq.model.lanes import LANES, Lane
+from streamq.worker.draw import Draw
+
+log = logging.getLogger("streamq.fetcher")
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+_PROBE_SHARE = 8
+"""Free slots per lane ahead from which reading under load is worth the slots it leaves empty for a turn."""
+
+
+class Starts(Protocol):
+    """What the fetcher needs of the executor."""
+
+    @property
+    def free(self) -> int: ...
+    async def wait_free(self) -> None: ...
+    def start(self, queue: QueueKeys, entries: list[Entry]) -> None: ...
+
+
+class Fetcher:
+    """Keeps the slots filled. Uses a connection of its own, because it blocks on it."""
+
+    def __init__(
+        self,
+        runner: AsyncRunner,
+        queues: Mapping[str, QueueKeys],
+        draw: Draw,
+        executor: Starts,
+        *,
+        consumer: str,
+        block_ms: int,
+        backlogged: Callable[[], bool] = lambda: False,
+        give_back: Callable[[QueueKeys, list[Entry]], None],
+        is_held: Callable[[bytes, bytes], bool],
+    ) -> None:
+        self._runner = runner
+        self._queues = queues
+        self._draw = draw
+        self._executor = executor
+        self._consumer = consumer
+        self._block_ms = block_ms
+        self._backlogged = backlogged
+        self._give_back = give_back
+        self._is_held = is_held
+        self._busy_lane: dict[str, Lane | None] = {}
+        self._quiet = False
+        self._connection = 0
+        self._client_id: int | None = None
+        self._paused: set[str] = set()
+        self._resumed = asyncio.Event()
+        self.fetched = 0
+
+    def quiet(self) -> None:
+        """Take nothing more. A read that is blocked in Redis must be woken by ``unblock``."""
+        self._quiet = True
+
+    @property
+    def client_id(self) -> int | None:
+        """Redis's id of the reading connection, by which another can unblock it."""
+        return self._client_id
+
+    def set_paused(self, queue: str, *, paused: bool) -> None:
+        """Leave a queue out, or take it in again."""
+        if paused:
+            self._paused.add(queue)
+        else:
+            self._paused.discard(queue)
+            self._resumed.set()
+
+    async def run(self) -> None:
+        """Fetch until quiet. Outages are waited out."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._quiet:
+            try:
+                await self._executor.wait_free()
+                if self._backlogged():
+                    await asyncio.sleep(_FIRST_PAUSE_S)
+                elif await self.run_once():
+                    # Handlers started just now get to their first wait, or their end, before slots are counted.
+                    await asyncio.sleep(0)
+                elif not self._quiet:
+                    await self.run_once(block=True)
+                pause_s = _FIRST_PAUSE_S
+            except NoGroup:
+                # Someone deleted a lane or flushed the server. What is left in it must be delivered.
+                log.warning("a lane has lost its group; creating it again")
+                self._connection = 0
+            except ServerError as error:
+                log.warning("cannot fetch, trying again error=%s", error)
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def run_once(self, *, block: bool = False) -> int:
+        """One turn over the queues; returns how many entries were started. Raises ServerError."""
+        if not self._runner.connected or self._connection != self._runner.connections_made:
+            await self._settle_in()
+        names = [name for name in self._draw.order() if name not in self._paused]
+        if block:
+            return await self._read_blocking(names)
+        started = 0
+        for name in names:
+            if self._quiet or self._executor.free <= 0:
+                break
+            started += await self._read_queue(self._queues[name])
+        return started
+
+    # Reading
+
+    async def _read_queue(self, queue: QueueKeys) -> int:
+        busy = self._busy_lane.get(queue.name)
+        free = self._executor.free
+        ahead = 0 if busy is None else LANES.index(busy)
+        if busy is None or free < _PROBE_SHARE * ahead:
+            return await self._read_in_turn(queue, LANES)
+        started, go_on = await self._read_under_load(queue, LANES[:ahead], busy, free)
+        if go_on:
+            started += await self._read_in_turn(queue, LANES[ahead + 1 :])
+        return started
+
+    async def _read_in_turn(self, queue: QueueKeys, lanes: Sequence[Lane]) -> int:
+        """Each lane for the slots that are left."""
+        started = 0
+        for lane in lanes:
+            free = self._executor.free
+            if free <= 0 or self._quiet:
+                break
+            [entries] = await self._runner.run(self._read(queue, [lane], free))
+            if entries:
+                self._busy_lane[queue.name] = lane
+                started += self._start(queue, entries)
+        return started
+
+    async def _read_under_load(
+        self, queue: QueueKeys, ahead: Sequence[Lane], busy: Lane, free: int
+    ) -> tuple[int, bool]:
+        """The busy lane for nearly all slots, each lane before it for one entry, in one write.
+
+        Returns how many were started, and whether to go on with the lanes after the busy one.
+        """
+        asked = free - len(ahead)
+        commands = [self._read(queue, ahead, 1)] if ahead else []
+        commands.append(self._read(queue, [busy], asked))
+        replies = await self._runner.run_all(commands)
+        # What was delivered is started even when the other half of the write failed.
+        counts = [self._start_all(queue, reply) for reply in replies if not isinstance(reply, BaseException)]
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+        surprised = bool(ahead) and counts[0] > 0
+        if surprised:
+            self._busy_lane[queue.name] = None
+        return sum(counts), not surprised and counts[-1] < asked
+
+    async def _read_blocking(self, names: Sequence[str]) -> int:
+        """Wait for the first entries of any lane."""
+        if not names:
+            await self._wait_resumed()
+            return 0
+        sources = [(self._queues[name], lane) for name in names for lane in LANES]
+        lanes = [(lane, queue.lanes[lane]) for queue, lane in sources]
+        count = max(1, self._executor.free // len(sources))
+        command = working.read(lanes, self._consumer, count, self._block_ms)
+        replies = await self._runner.run(command, limit_s=self._block_ms / 1000 + 1)
+        started = 0
+        for (queue, lane), entries in zip(sources, replies, strict=True):
+            if entries:
+                self._busy_lane[queue.name] = lane
+                fitting = max(0, self._executor.free)
+                started += self._start(queue, entries[:fitting])
+                if len(entries) > fitting:
+                    self._give_back(queue, entries[fitting:])
+        return started
+
+    async def _wait_resumed(self) -> None:
+        """Every queue is paused. The hint of a resume may be lost, hence the limit."""
+        self._resumed.clear()
+        try:
+            async with asyncio.timeout(self._block_ms / 1000):
+                await self._resumed.wait()
+        except TimeoutError:
+            return
+
+    def _read(self, queue: QueueKeys, lanes: Sequence[Lane], count: int) -> Command[list[list[Entry]]]:
+        return working.read([(lane, queue.lanes[lane]) for lane in lanes], self._consumer, count)
+
+    def _start_all(self, queue: QueueKeys, lanes: list[list[Entry]]) -> int:
+        return sum(self._start(queue, entries) for entries in lanes)
+
+    def _start(self, queue: QueueKeys, entries: list[Entry]) -> int:
+        if entries:
+            self.fetched += len(entries)
+            self._executor.start(queue, entries)
+        return len(entries)
+
+    # A new connection
+
+    async def _settle_in(self) -> None:
+        """After each (re)connect: groups must exist, and entries whose reply was lost are given back."""
+        await self._runner.connect()
+        connection = self._runner.connections_made
+        self._client_id = await self._client_id_or_none()
+        commands = [
+            working.make_group(key) for queue in self._queues.values() for key in queue.lanes.values()
+        ]
+        for reply in await self._runner.run_all(commands):
+            if isinstance(reply, BaseException) and "BUSYGROUP" not in str(reply):
+                raise reply
+        for queue in self._queues.values():
+            for lane in LANES:
+                await self._give_back_unknown(queue, lane)
+        self._connection = connection
+
+    async def _give_back_unknown(self, queue: QueueKeys, lane: Lane) -> None:
+        """Entries that Redis delivered to this worker although it never got them: the reply was lost."""
+        after = b"0"
+        while True:
+            [entries] = await self._runner.run(
+                working.read_own(lane, queue.lanes[lane], self._consumer, after)
+            )
+            if not entries:
+                return
+            after = entries[-1].entry_id
+            unknown = [entry for entry in entries if not self._is_held(queue.lanes[lane], entry.entry_id)]
+            if unknown:
+                log.warning("giving back entries whose delivery was lost count=%d", len(unknown))
+                self._give_back(queue, unknown)
+
+    async def _client_id_or_none(self) -> int | None:
+        try:
+            return await self._runner.run(working.client_id())
+        except PermissionDenied:
+            return None

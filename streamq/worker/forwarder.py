@@ -1,0 +1,76 @@
+"""Makes scheduled and retry tasks ready when their time has come, by Redis's clock.
+
+Sleeps until the next due time that Redis told it. A task that is enqueued or retried meanwhile with
+an earlier time announces itself by a hint; should the hint be lost, the longest sleep bounds the delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+
+from streamq.broker.keys import QueueKeys
+from streamq.broker.moving import forward
+from streamq.broker.runner import AsyncRunner
+from streamq.errors import ServerError
+
+log = logging.getLogger("streamq.forwarder")
+
+_LONGEST_S = 5.0
+_RETRY_S = 0.5
+
+
+class Forwarder:
+    """Forwards in the queues it is given."""
+
+    def __init__(
+        self,
+        runner: AsyncRunner,
+        queues: Iterable[QueueKeys],
+        on_paused: Callable[[str, bool], None] = lambda _queue, _paused: None,
+    ) -> None:
+        self._runner = runner
+        self._queues = list(queues)
+        self._on_paused = on_paused
+        self._woken = asyncio.Event()
+        self.forwarded = 0
+
+    def wake(self) -> None:
+        """Look again now: something may be due earlier than known."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Pass after pass until cancelled. A pass that fails is logged and tried again."""
+        while True:
+            self._woken.clear()
+            try:
+                next_ms = await self.run_once()
+                pause_s = _LONGEST_S if next_ms < 0 else min(_LONGEST_S, next_ms / 1000)
+            except ServerError as error:
+                log.warning("cannot forward, trying again error=%s", error)
+                pause_s = _RETRY_S * random.uniform(1, 2)
+            await self._sleep(pause_s)
+
+    async def run_once(self) -> int:
+        """Forward what is due in every queue; returns ms until the next is due, or -1. Raises ServerError."""
+        waits = [await self._forward(queue) for queue in self._queues]
+        return min((wait for wait in waits if wait >= 0), default=-1)
+
+    async def _forward(self, queue: QueueKeys) -> int:
+        while True:
+            moved = await self._runner.run(forward(queue))
+            self.forwarded += moved.moved
+            self._on_paused(queue.name, bool(moved.paused))
+            if moved.orphans:
+                log.error("due tasks had no body any more queue=%s count=%d", queue.name, moved.orphans)
+            if moved.next_ms != 0:
+                return moved.next_ms
+
+    async def _sleep(self, pause_s: float) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._woken.wait()
+        except TimeoutError:
+            return

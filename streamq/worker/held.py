@@ -1,0 +1,71 @@
+"""The entries that this worker holds: fetched, not settled yet. What the lease keeper renews.
+
+Fetcher, executor, settler and lease keeper share it. It is changed by the event loop alone; the
+lease keeper's thread reads it through ``snapshot``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+
+from streamq.broker.keys import QueueKeys
+from streamq.broker.working import Entry
+from streamq.model.definition import Definition
+from streamq.model.message import Message
+
+
+class Stop(Enum):
+    """Why a run was told to stop before its handler ended by itself."""
+
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    SHUTDOWN = "shutdown"
+
+
+class Run:
+    """One entry on its way through this worker."""
+
+    __slots__ = ("definition", "entry", "handle", "message", "outcome_recorded", "queue", "stop", "timer")
+
+    def __init__(self, queue: QueueKeys, entry: Entry) -> None:
+        self.queue = queue
+        self.entry = entry
+        self.message: Message | None = None
+        self.definition: Definition | None = None
+        self.handle: asyncio.Task[None] | None = None
+        """The handler's task, while it runs."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.stop: Stop | None = None
+        self.outcome_recorded = False
+        """The settler has it: whatever becomes of the lease, the handler is through."""
+
+
+class Held:
+    """Runs by lane and entry id."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[bytes, dict[bytes, Run]] = {}
+
+    def add(self, run: Run) -> None:
+        lane = run.queue.lanes[run.entry.lane]
+        runs = self._lanes.get(lane)
+        if runs is None:
+            runs = self._lanes[lane] = {}
+        runs[run.entry.entry_id] = run
+
+    def remove(self, run: Run) -> None:
+        self._lanes[run.queue.lanes[run.entry.lane]].pop(run.entry.entry_id, None)
+
+    def get(self, lane: bytes, entry_id: bytes) -> Run | None:
+        return self._lanes.get(lane, {}).get(entry_id)
+
+    def snapshot(self) -> dict[bytes, list[bytes]]:
+        """Entry ids by lane key, for another thread: list(dict) is one step of the interpreter."""
+        return {lane: entry_ids for lane, runs in list(self._lanes.items()) if (entry_ids := list(runs))}
+
+    def runs(self) -> list[Run]:
+        return [run for runs in self._lanes.values() for run in runs.values()]
+
+    def __len__(self) -> int:
+        return sum(len(runs) for runs in self._lanes.values())

@@ -1,0 +1,44 @@
+"""Listens to the queues' hints: something is due earlier than known, a queue was paused or resumed.
+
+Hints only make things quicker. One that is lost delays, because every component also looks by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from streamq.broker.address import Address
+from streamq.broker.keys import QueueKeys
+from streamq.broker.listener import Listener
+
+
+class Hints:
+    """The subscription of one worker."""
+
+    def __init__(
+        self,
+        address: Address,
+        queues: Iterable[QueueKeys],
+        *,
+        on_due: Callable[[], None],
+        on_paused: Callable[[str, bool], None],
+    ) -> None:
+        self._queues = {queue.hints.encode(): queue.name for queue in queues}
+        self._on_due = on_due
+        self._on_paused = on_paused
+        # After a reconnect hints may have been missed: looking again is what each of them asks for.
+        self._listener = Listener(address, self._on_message, on_connect=on_due)
+
+    async def run(self) -> None:
+        """Listen until cancelled; reconnecting is the listener's business."""
+        try:
+            await self._listener.subscribe(*self._queues)
+            await self._listener.wait_closed()
+        finally:
+            await self._listener.aclose()
+
+    def _on_message(self, channel: bytes, hint: bytes) -> None:
+        if hint == b"due":
+            self._on_due()
+        elif hint in {b"pause", b"resume"}:
+            self._on_paused(self._queues[channel], hint == b"pause")

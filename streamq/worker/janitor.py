@@ -1,0 +1,98 @@
+"""Deletes what has had its time.
+
+That is: completed and archived tasks, silent producers, consumers of workers that left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+
+from streamq.broker import moving, presence
+from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.runner import AsyncRunner
+from streamq.errors import ServerError
+
+log = logging.getLogger("streamq.janitor")
+
+_LONGEST_S = 10.0
+"""Longest time that a completed task outstays its retention."""
+_SWEEP_S = 300.0
+"""Time between searches for producers and consumers that left."""
+_PRODUCER_SILENCE_MS = 86_400_000
+
+
+class Janitor:
+    """Cleans the queues it is given."""
+
+    def __init__(
+        self, runner: AsyncRunner, keys: Keys, queues: Iterable[QueueKeys], *, archive_age_ms: int
+    ) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._queues = list(queues)
+        self._archive_age_ms = archive_age_ms
+        self.purged = 0
+
+    async def run(self) -> None:
+        """Clean until cancelled. A pass that fails is logged and tried again."""
+        since_sweep_s = _SWEEP_S * random.random()
+        while True:
+            pause_s = _LONGEST_S
+            try:
+                next_ms = await self.run_once()
+                if 0 <= next_ms < _LONGEST_S * 1000:
+                    pause_s = max(0.05, next_ms / 1000)
+                if since_sweep_s >= _SWEEP_S:
+                    await self.sweep()
+                    since_sweep_s = 0.0
+            except ServerError as error:
+                log.warning("cannot clean up, trying again error=%s", error)
+            pause_s *= random.uniform(1.0, 1.2)
+            since_sweep_s += pause_s
+            await asyncio.sleep(pause_s)
+
+    async def run_once(self) -> int:
+        """Purge every queue; returns ms until the next retention ends, or -1. Raises ServerError."""
+        waits = [await self._purge(queue) for queue in self._queues]
+        return min((wait for wait in waits if wait >= 0), default=-1)
+
+    async def _purge(self, queue: QueueKeys) -> int:
+        while True:
+            purged = await self._runner.run(moving.purge(queue, self._archive_age_ms))
+            self.purged += purged.purged
+            if purged.next_ms != 0:
+                return purged.next_ms
+
+    async def sweep(self) -> int:
+        """Forget silent producers and idle consumers of workers that are gone; returns how many of both."""
+        now_ms = await self._runner.run(presence.server_time())
+        await self._runner.run(presence.forget_expired(self._keys, now_ms))
+        alive = set(await self._runner.run(presence.alive(self._keys, now_ms)))
+        forgotten = 0
+        for queue in self._queues:
+            forgotten += await self._forget_producers(queue)
+            for lane in queue.lanes.values():
+                forgotten += await self._forget_consumers(lane, alive)
+        return forgotten
+
+    async def _forget_producers(self, queue: QueueKeys) -> int:
+        cursor, forgotten = b"0", 0
+        while True:
+            command = moving.forget_producers(queue, _PRODUCER_SILENCE_MS, cursor)
+            cursor, count = await self._runner.run(command)
+            forgotten += count
+            if cursor == b"0":
+                return forgotten
+
+    async def _forget_consumers(self, lane: bytes, alive: set[str]) -> int:
+        forgotten = 0
+        for consumer in await self._runner.run(moving.consumers(lane)):
+            if (
+                consumer not in alive
+                and await self._runner.run(moving.forget_consumer(lane, consumer)) == b"ok"
+            ):
+                forgotten += 1
+        return forgotten

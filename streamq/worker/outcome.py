@@ -1,0 +1,139 @@
+"""What becomes of a task after an attempt: decided here, purely; done by the settler."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+from streamq.errors import Drop, SkipRetry
+from streamq.model.definition import Definition
+from streamq.model.limits import Limits
+from streamq.model.message import Message
+from streamq.model.parked import Reason
+from streamq.model.retry import Retry, load_policy
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Succeeded, or dropped: the task is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """Succeeded, and kept for ``retention_ms``."""
+
+    message: Message
+    retention_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """To be tried again after ``delay_ms``. ``failed``: it counts as a failure."""
+
+    message: Message
+    delay_ms: int
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Failed for good. ``message`` is None where the stored bytes cannot be read; they are kept as they are."""
+
+    message: Message | None
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Given back unfinished; nothing is spent."""
+
+
+Outcome = Complete | Retain | RetryLater | Archive | Release
+
+COMPLETE = Complete()
+RELEASE = Release()
+
+
+def after_success(message: Message, definition: Definition, result: bytes | None, now_ms: int) -> Outcome:
+    """The outcome of an attempt whose handler returned."""
+    retention_ms = retention_of(message, definition)
+    if not retention_ms:
+        return COMPLETE
+    return Retain(message.copy(result=result, completed_ms=now_ms), retention_ms)
+
+
+def after_error(
+    message: Message, definition: Definition, error: BaseException, now_ms: int, limits: Limits
+) -> Outcome:
+    """The outcome of an attempt that raised."""
+    if _caused_by(error, Drop):
+        return COMPLETE
+    noted = message.copy(
+        error=_summary(error)[: limits.error_chars],
+        traceback=_traceback(error)[-limits.error_chars :] or None,
+        failed_ms=now_ms,
+    )
+    if _caused_by(error, SkipRetry):
+        return Archive(noted, Reason.FAILED)
+    retry = retry_of(message, definition)
+    if not _is_failure(definition, error):
+        return RetryLater(noted, retry.delay_ms(message.retried + 1, error), failed=False)
+    if message.retried >= retry.max_retries:
+        return Archive(noted, Reason.FAILED)
+    failures = message.retried + 1
+    return RetryLater(noted.copy(retried=failures), retry.delay_ms(failures, error), failed=True)
+
+
+def retry_of(message: Message, definition: Definition) -> Retry:
+    """The message's own policy where it has one, else the definition's."""
+    retry = definition.retry
+    if message.max_retries is None and message.retry_policy is None:
+        return retry
+    return Retry(
+        max_retries=retry.max_retries if message.max_retries is None else message.max_retries,
+        delay=retry.delay if message.retry_policy is None else load_policy(message.retry_policy),
+    )
+
+
+def retention_of(message: Message, definition: Definition) -> int:
+    """Milliseconds for which the finished task is kept; 0: not at all."""
+    return definition.retention_ms if message.retention_ms is None else message.retention_ms
+
+
+def _is_failure(definition: Definition, error: BaseException) -> bool:
+    if definition.is_failure is None:
+        return True
+    try:
+        return bool(definition.is_failure(error))
+    except Exception:  # noqa: BLE001  # the user's predicate is broken: the safe reading is that the task failed
+        return True
+
+
+def _caused_by(error: BaseException, steering: type[BaseException]) -> bool:
+    """Also when the handler wrapped it: ``raise Other from SkipRetry()``, or in an exception group."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or id(cause) in seen:
+            continue
+        if isinstance(cause, steering):
+            return True
+        seen.add(id(cause))
+        waiting.append(cause.__cause__)
+        if isinstance(cause, BaseExceptionGroup):
+            waiting.extend(cause.exceptions)
+    return False
+
+
+def _summary(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # an error whose text cannot be had is still an error
+        text = "(its text cannot be shown)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _traceback(error: BaseException) -> str:
+    """Where it happened, without the texts of the errors: those stand in the summary."""
+    return "".join(traceback.format_tb(error.__traceback__))

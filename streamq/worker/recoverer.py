@@ -1,0 +1,125 @@
+"""Recovers the entries of dead workers: those whose lease ran out, by Redis's own clock.
+
+Recovery must not stampede: after this process lost its connection, or when the server itself has
+just started, live workers could not renew either. Then the first pass waits one full lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+
+from streamq.broker import working
+from streamq.broker.keys import QueueKeys
+from streamq.broker.runner import AsyncRunner
+from streamq.broker.working import Recovered
+from streamq.clock import ServerClock, utc_day
+from streamq.errors import ServerError
+from streamq.model.lanes import LANES, Lane
+
+log = logging.getLogger("streamq.recoverer")
+
+_PASS_S = 1.0
+"""Time between passes while tasks are active: an expired lease is noticed within about this."""
+
+
+class Recoverer:
+    """Looks for expired leases in all lanes of the queues it is given."""
+
+    def __init__(
+        self,
+        runner: AsyncRunner,
+        queues: Iterable[QueueKeys],
+        clock: ServerClock,
+        *,
+        consumer: str,
+        lease_ms: int,
+        crash_limit: int,
+        backoff_ms: int,
+    ) -> None:
+        self._runner = runner
+        self._queues = list(queues)
+        self._clock = clock
+        self._consumer = consumer
+        self._lease_ms = lease_ms
+        self._crash_limit = crash_limit
+        self._backoff_ms = backoff_ms
+        self._connection = 0
+        self.recovered = 0
+
+    async def run(self) -> None:
+        """Pass after pass until cancelled. A pass that fails is logged and tried again."""
+        while True:
+            try:
+                pause_s = await self._wait_before_pass()
+                if not pause_s:
+                    pause_s = self._next_pass_s(await self.run_once())
+            except ServerError as error:
+                log.warning("cannot look for expired leases error=%s", error)
+                pause_s = _PASS_S
+            await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
+
+    async def run_once(self, dead: str = "") -> int:
+        """Search every lane once; returns how many entries are active. Raises ServerError.
+
+        With ``dead``, take all entries of that consumer at once instead.
+        """
+        active = 0
+        for queue in self._queues:
+            for lane in LANES:
+                active += await self._search(queue, lane, dead)
+        return active
+
+    async def _search(self, queue: QueueKeys, lane: Lane, dead: str) -> int:
+        cursor = b"0-0"
+        while True:
+            found = await self._runner.run(
+                working.recover(
+                    queue,
+                    lane,
+                    utc_day(self._clock.now_ms()),
+                    self._consumer,
+                    lease_ms=self._lease_ms,
+                    crash_limit=self._crash_limit,
+                    backoff_ms=self._backoff_ms,
+                    dead=dead,
+                    cursor=cursor,
+                )
+            )
+            self._note(queue, lane, found)
+            if found.finished:
+                return found.pending
+            cursor = found.cursor
+
+    def _note(self, queue: QueueKeys, lane: Lane, found: Recovered) -> None:
+        self.recovered += found.front + found.retry
+        if found.front or found.retry or found.archived:
+            log.warning(
+                "recovered from dead workers queue=%s lane=%s front=%d retry=%d archived=%d",
+                queue.name, lane.name.lower(), found.front, found.retry, found.archived,
+            )  # fmt: skip
+        if found.vanished:
+            log.error(
+                "active entries had no content any more queue=%s lane=%s count=%d",
+                queue.name, lane.name.lower(), found.vanished,
+            )  # fmt: skip
+
+    async def _wait_before_pass(self) -> float:
+        """Seconds to wait when the connection is new and live workers may not have renewed yet."""
+        await self._runner.connect()
+        connection = self._runner.connections_made
+        if connection == self._connection:
+            return 0.0
+        first = self._connection == 0
+        self._connection = connection
+        lease_s = self._lease_ms / 1000
+        uptime_s = self._runner.capabilities.uptime_s
+        just_started = uptime_s is not None and uptime_s < lease_s
+        return 0.0 if first and not just_started else lease_s
+
+    def _next_pass_s(self, active: int) -> float:
+        """With nothing active no lease can run out before a whole lease from now."""
+        lease_s = self._lease_ms / 1000
+        return min(_PASS_S, lease_s / 3) if active else lease_s * 0.8

@@ -1,0 +1,205 @@
+"""Records outcomes in Redis: in batches, again and again until each is settled or its entry is lost.
+
+Outcomes of finished handlers join the next round while one is under way; there is no timer. A
+round is one write: a script call per queue, lane and kind of outcome. Settling is safe to repeat,
+because an entry can be acknowledged only once: so after an outage, rounds are simply sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from streamq.broker import working
+from streamq.broker.command import Command
+from streamq.broker.keys import QueueKeys
+from streamq.broker.runner import AsyncRunner
+from streamq.broker.working import MAX_SETTLE_TASKS, Settle
+from streamq.clock import ServerClock, utc_day
+from streamq.codec import encode_message
+from streamq.errors import ServerError
+from streamq.model.lanes import Lane
+from streamq.model.message import Message
+from streamq.model.parked import Parked, Reason
+from streamq.worker.held import Held, Run
+from streamq.worker.outcome import Archive, Complete, Outcome, Release, Retain, RetryLater
+
+log = logging.getLogger("streamq.settler")
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+_MAX_SETTLE_BYTES = 1 << 20
+
+_Kind = type[Outcome]
+_Bucket = tuple[_Kind, QueueKeys, Lane]
+_Item = tuple[Run, Outcome]
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """One script call and the runs that it settles."""
+
+    command: Command[list[bytes]]
+    runs: list[Run]
+    sent: bool = False
+    """It went out before without an answer, so "lost" may mean that it was settled then."""
+
+
+class Settler:
+    """Outcomes on their way to Redis. Lives on one event loop."""
+
+    def __init__(
+        self, runner: AsyncRunner, held: Held, clock: ServerClock, *, archive_size: int, archive_age_ms: int
+    ) -> None:
+        self._runner = runner
+        self._held = held
+        self._clock = clock
+        self._archive_size = archive_size
+        self._archive_age_ms = archive_age_ms
+        self._waiting: dict[_Bucket, list[_Item]] = {}
+        self._unanswered: list[_Batch] = []
+        self._loop_task: asyncio.Task[None] | None = None
+        self.unsettled = 0
+        """Outcomes taken that Redis has not confirmed."""
+        self.settled = 0
+        self.lost = 0
+
+    def settle(self, run: Run, outcome: Outcome) -> None:
+        """Take an outcome; it goes out with the next round."""
+        run.outcome_recorded = True
+        bucket = (type(outcome), run.queue, run.entry.lane)
+        items = self._waiting.get(bucket)
+        if items is None:
+            items = self._waiting[bucket] = []
+        items.append((run, outcome))
+        self.unsettled += 1
+        if self._loop_task is None:
+            self._loop_task = asyncio.get_running_loop().create_task(self.run(), name="streamq-settler")
+
+    async def drain(self) -> None:
+        """Wait until everything taken so far is settled or lost."""
+        while self._loop_task is not None:
+            await asyncio.wait([self._loop_task])
+
+    async def abandon(self) -> None:
+        """Stop trying. What is not settled stays active in Redis and will be recovered."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.wait([self._loop_task])
+
+    async def run(self) -> None:
+        """Rounds until nothing waits."""
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while self._waiting or self._unanswered:
+                try:
+                    await self.run_once()
+                    pause_s = _FIRST_PAUSE_S
+                except ServerError as error:
+                    log.warning("outcomes wait for redis unsettled=%d error=%s", self.unsettled, error)
+                    await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        finally:
+            self._loop_task = None
+
+    async def run_once(self) -> int:
+        """Settle what waits now, with one write; returns how many tasks were settled.
+
+        Raises ServerError when Redis did not do all of it; the rest waits as before.
+        """
+        batches = self._unanswered + [self._batch(*chunk) for chunk in self._take_chunks()]
+        # Whatever happens from here on, cancellation included, is held until it is confirmed.
+        self._unanswered = batches
+        if not batches:
+            return 0
+        replies = await self._runner.run_all([batch.command for batch in batches])
+        self._unanswered = []
+        before, failure = self.settled, None
+        for batch, reply in zip(batches, replies, strict=True):
+            batch.sent = True
+            if isinstance(reply, BaseException):
+                failure = reply
+                self._unanswered.append(batch)
+            else:
+                self._confirm(batch, reply)
+        if failure is not None:
+            raise failure
+        return self.settled - before
+
+    def _confirm(self, batch: _Batch, words: list[bytes]) -> None:
+        lost = 0
+        for run, word in zip(batch.runs, words, strict=True):
+            self._held.remove(run)
+            if word != b"ok":
+                lost += 1
+        self.unsettled -= len(batch.runs)
+        self.settled += len(batch.runs) - lost
+        if lost and not batch.sent:
+            self.lost += lost
+            log.warning(
+                "outcomes refused, their leases were lost count=%d queue=%s", lost, batch.runs[0].queue.name
+            )
+
+    # Batches
+
+    def _take_chunks(self) -> Iterator[tuple[_Bucket, list[_Item]]]:
+        """What waits, by bucket, in pieces that one call may carry."""
+        waiting, self._waiting = self._waiting, {}
+        for bucket, items in waiting.items():
+            chunk: list[_Item] = []
+            size = 0
+            for item in items:
+                size += _size(item[1])
+                if chunk and (len(chunk) >= MAX_SETTLE_TASKS or size > _MAX_SETTLE_BYTES):
+                    yield bucket, chunk
+                    chunk, size = [], _size(item[1])
+                chunk.append(item)
+            yield bucket, chunk
+
+    def _batch(self, bucket: _Bucket, items: list[_Item]) -> _Batch:
+        kind, queue, lane = bucket
+        return _Batch(self._command(kind, queue, lane, items), [run for run, _ in items])
+
+    def _command(self, kind: _Kind, queue: QueueKeys, lane: Lane, items: list[_Item]) -> Command[list[bytes]]:
+        day = utc_day(self._clock.now_ms())
+        entry_ids = [run.entry.entry_id for run, _ in items]
+        if kind is Complete:
+            return working.complete(queue, lane, day, entry_ids, [run.entry.task_id for run, _ in items])
+        if kind is Release:
+            return working.release(queue, lane, entry_ids)
+        tasks = [_words(run, outcome) for run, outcome in items]
+        if kind is Retain:
+            return working.retain(queue, lane, day, tasks)
+        if kind is RetryLater:
+            return working.retry(queue, lane, day, tasks)
+        return working.archive(queue, lane, day, tasks, self._archive_size, self._archive_age_ms)
+
+
+def _words(run: Run, outcome: Any) -> Settle:
+    """What the script of this outcome takes for one task."""
+    entry_id, task_id = run.entry.entry_id, run.entry.task_id
+    match outcome:
+        case Retain(message, retention_ms):
+            return Settle((entry_id, task_id, retention_ms, _parked(run, message)))
+        case RetryLater(message, delay_ms, failed):
+            return Settle((entry_id, task_id, delay_ms, int(failed), _parked(run, message)))
+        case Archive(message, reason):
+            return Settle((entry_id, task_id, _parked(run, message, reason)))
+    raise TypeError(f"{type(outcome).__name__} has no words")
+
+
+def _parked(run: Run, message: Message | None, reason: Reason | None = None) -> bytes:
+    stored = run.entry.message if message is None else encode_message(message)
+    return Parked(run.entry.home, run.entry.crashes, stored, reason).pack()
+
+
+def _size(outcome: Any) -> int:
+    """About the bytes that this outcome adds to a call, beyond its ids."""
+    message = getattr(outcome, "message", None)
+    if message is None:
+        return 0
+    return len(message.payload) + len(message.result or b"")

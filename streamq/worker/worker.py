@@ -1,0 +1,305 @@
+"""One worker process's components, and the order in which they start and stop.
+
+1. Quiet: the fetcher stops, and with it forwarder, recoverer and janitor. Running handlers go on.
+2. Drain: the executor's handlers end. Lease keeper and presence keep running, so that nothing that
+   still runs is taken for dead.
+3. At the grace deadline what still runs is cancelled and released: given back, no attempt spent.
+4. Outcomes are settled; then the lease keeper, last of all presence, stop and the connections close.
+
+A second stop skips the wait of step 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+
+from streamq.broker import working
+from streamq.broker.address import Address
+from streamq.broker.inspecting import is_paused
+from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.producing import register
+from streamq.broker.runner import AsyncRunner
+from streamq.broker.sync_runner import SyncRunner
+from streamq.broker.working import Entry
+from streamq.clock import ServerClock
+from streamq.errors import ServerError
+from streamq.model.definition import Definition
+from streamq.model.info import WorkerInfo
+from streamq.worker.config import WorkerConfig
+from streamq.worker.draw import Draw, normalised
+from streamq.worker.executor import Executor
+from streamq.worker.fetcher import Fetcher
+from streamq.worker.forwarder import Forwarder
+from streamq.worker.held import Held, Run, Stop
+from streamq.worker.hints import Hints
+from streamq.worker.janitor import Janitor
+from streamq.worker.lease_keeper import LeaseKeeper
+from streamq.worker.outcome import RELEASE
+from streamq.worker.presence import Presence
+from streamq.worker.recoverer import Recoverer
+from streamq.worker.settler import Settler
+
+log = logging.getLogger("streamq.worker")
+
+_UNBLOCK_S = 0.05
+_CANCEL_S = 5.0
+"""How long cancelled handlers may take to end, and outcomes to be settled, before the worker ends anyway."""
+_CONNECT_PAUSE_S = 1.0
+
+
+def new_worker_id() -> str:
+    """A consumer name. Short, because Redis copies it with every delivered entry."""
+    return f"w{secrets.token_hex(5)}"
+
+
+class Worker:
+    """Fetches, runs and settles tasks until it is stopped. Use once."""
+
+    def __init__(
+        self, address: Address, definitions: Mapping[str, Definition], config: WorkerConfig | None = None
+    ) -> None:
+        self.config = config = config or WorkerConfig()
+        self.id = config.worker_id or new_worker_id()
+        self.keys = Keys(config.namespace)
+        self.queues: dict[str, QueueKeys] = {name: self.keys.queue(name) for name in config.queues}
+        self.clock = ServerClock()
+        self.held = Held()
+        self._started_at = datetime.now(UTC)
+        self._status = "running"
+        self._quieted = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reading = AsyncRunner(address, timeouts=config.timeouts)
+        self._settling = AsyncRunner(address, timeouts=config.timeouts)
+        self._control = AsyncRunner(address, timeouts=config.timeouts)
+        self.settler = Settler(
+            self._settling,
+            self.held,
+            self.clock,
+            archive_size=config.archive_size,
+            archive_age_ms=config.archive_age_ms,
+        )
+        self.executor = Executor(
+            definitions,
+            self.settler,
+            self.held,
+            self.clock,
+            concurrency=config.concurrency,
+            limits=config.limits,
+            on_error=config.on_error,
+        )
+        self.fetcher = Fetcher(
+            self._reading,
+            self.queues,
+            Draw(config.queues, strict=config.strict),
+            self.executor,
+            consumer=self.id,
+            block_ms=config.block_ms,
+            backlogged=lambda: self.settler.unsettled >= config.max_unsettled,
+            give_back=self._give_back,
+            is_held=lambda lane, entry_id: self.held.get(lane, entry_id) is not None,
+        )
+        self.lease_keeper = LeaseKeeper(
+            SyncRunner(address, timeouts=config.timeouts),
+            self.held.snapshot,
+            self._on_lost,
+            consumer=self.id,
+            lease_ms=config.lease_ms,
+        )
+        queues = self.queues.values()
+        self.recoverer = Recoverer(
+            self._control,
+            queues,
+            self.clock,
+            consumer=self.id,
+            lease_ms=config.lease_ms,
+            crash_limit=config.crash_limit,
+            backoff_ms=config.crash_backoff_ms,
+        )
+        self.forwarder = Forwarder(self._control, queues, self._on_paused)
+        self.janitor = Janitor(self._control, self.keys, queues, archive_age_ms=config.archive_age_ms)
+        self.presence = Presence(
+            self._control, self.keys, self.clock, self.describe, period_s=config.presence_s
+        )
+        self.hints = Hints(address, queues, on_due=self.forwarder.wake, on_paused=self._on_paused)
+
+    @property
+    def stuck(self) -> int:
+        """After ``run``: handlers that did not end although they were told to. They end with the process."""
+        return self.executor.running
+
+    def quiet(self) -> None:
+        """Take no more tasks; go on with those that run. May be called twice."""
+        self._status = "quiet"
+        self._quieted.set()
+
+    def stop(self) -> None:
+        """Quiet, then end within the grace period. A second call skips the wait."""
+        if self._stopped.is_set():
+            self._hurried.set()
+        self.quiet()
+        self._status = "stopping"
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Work until stopped. Redis may be away at the start, in between and at the end."""
+        self._loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            for runner in (self._control, self._settling, self._reading):
+                stack.push_async_callback(runner.aclose)
+            if not await self._connect():
+                return
+            if self.config.lifespan is not None:
+                self.executor.state = await stack.enter_async_context(self.config.lifespan())
+            log.info("worker started id=%s queues=%s", self.id, ",".join(self.queues))
+            await self._run_components()
+            log.info("worker stopped id=%s settled=%d", self.id, self.settler.settled)
+
+    async def _run_components(self) -> None:
+        self.lease_keeper.start()
+        try:
+            async with asyncio.TaskGroup() as keepers:
+                kept = [
+                    keepers.create_task(self.presence.run(), name="streamq-presence"),
+                    keepers.create_task(self.hints.run(), name="streamq-hints"),
+                ]
+                try:
+                    await self._fetch_until_quiet()
+                    await self._stopped.wait()
+                    await self._drain()
+                finally:
+                    await self._release_rest()
+                    for task in kept:
+                        task.cancel()
+        finally:
+            await asyncio.get_running_loop().run_in_executor(None, self.lease_keeper.stop)
+            with suppress(ServerError):
+                await self.presence.leave()
+
+    async def _fetch_until_quiet(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            fetching = group.create_task(self.fetcher.run(), name="streamq-fetcher")
+            others = [
+                group.create_task(self.forwarder.run(), name="streamq-forwarder"),
+                group.create_task(self.recoverer.run(), name="streamq-recoverer"),
+                group.create_task(self.janitor.run(), name="streamq-janitor"),
+            ]
+            await self._quieted.wait()
+            self.fetcher.quiet()
+            for task in others:
+                task.cancel()
+            await self._unblock(fetching)
+
+    async def _unblock(self, fetching: asyncio.Task[None]) -> None:
+        """Wake the blocked read, again until the fetcher has noticed: the read may be on its way just now.
+
+        A fetcher that cannot be woken (no right to, or Redis is away) is cancelled after its block
+        time; what was delivered to it meanwhile is recovered after the lease.
+        """
+        deadline = asyncio.get_running_loop().time() + self.config.block_ms / 1000 + 1
+        while not fetching.done():
+            if self._hurried.is_set() or asyncio.get_running_loop().time() > deadline:
+                fetching.cancel()
+            elif self.fetcher.client_id is not None:
+                with suppress(ServerError):
+                    await self._control.run(working.unblock(self.fetcher.client_id))
+            await asyncio.wait([fetching], timeout=_UNBLOCK_S)
+
+    async def _drain(self) -> None:
+        """Let running handlers end, for the grace period or until a second stop."""
+        idle = asyncio.ensure_future(self.executor.wait_idle())
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait({idle, hurried}, timeout=self.config.grace_s, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (idle, hurried):
+            waiting.cancel()
+
+    async def _release_rest(self) -> None:
+        """Cancel and give back what still runs, then settle everything, all within bounds."""
+        if self.executor.running:
+            log.warning("grace period over; releasing running tasks count=%d", self.executor.running)
+            self.executor.stop_runs(Stop.SHUTDOWN)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_S):
+                    await self.executor.wait_idle()
+            for run in self.executor.stuck_runs():
+                # It cannot be stopped; it ends with this process, which is next.
+                if not run.outcome_recorded:
+                    self.settler.settle(run, RELEASE)
+        try:
+            async with asyncio.timeout(_CANCEL_S):
+                await self.settler.drain()
+        except TimeoutError:
+            log.error("redis is away; outcomes left unsettled count=%d", self.settler.unsettled)
+            await self.settler.abandon()
+
+    async def _connect(self) -> bool:
+        """Wait for Redis; False when stopped before it came."""
+        while not self._stopped.is_set():
+            try:
+                await self.presence.run_once()
+                await self._control.run_all([register(self.keys.queues, name) for name in self.queues])
+                for name, queue in self.queues.items():
+                    self.fetcher.set_paused(name, paused=await self._control.run(is_paused(queue)))
+            except ServerError as error:
+                log.warning("redis cannot be used, trying again error=%s", error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_CONNECT_PAUSE_S):
+                        await self._stopped.wait()
+            else:
+                return True
+        return False
+
+    def describe(self) -> WorkerInfo:
+        """What this worker says of itself."""
+        weights = normalised(self.config.queues)
+        return WorkerInfo(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=dict.fromkeys(weights, 0) if self.config.strict else weights,
+            concurrency=self.config.concurrency,
+            active=self.executor.running,
+            status=self._status,
+            started_at=self._started_at,
+        )
+
+    # What components tell each other
+
+    def _give_back(self, queue: QueueKeys, entries: list[Entry]) -> None:
+        for entry in entries:
+            run = Run(queue, entry)
+            self.held.add(run)
+            self.settler.settle(run, RELEASE)
+
+    def _on_paused(self, queue: str, paused: bool) -> None:  # noqa: FBT001  # a callback's single fact
+        self.fetcher.set_paused(queue, paused=paused)
+        client = self.fetcher.client_id
+        if paused and client is not None:
+            self._control.post(working.unblock(client)).add_done_callback(_forget)
+
+    def _on_lost(self, lane: bytes, entry_ids: list[bytes]) -> None:
+        """Called in the lease keeper's thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._lose, lane, entry_ids)
+
+    def _lose(self, lane: bytes, entry_ids: list[bytes]) -> None:
+        runs = [run for entry_id in entry_ids if (run := self.held.get(lane, entry_id)) is not None]
+        # An outcome on its way answers for itself: it was settled a moment ago, or will be refused.
+        lost = [run for run in runs if not run.outcome_recorded]
+        if lost:
+            log.warning("leases lost count=%d lane=%s", len(lost), lane.decode())
+            self.executor.stop_runs(Stop.LOST, lost)
+
+
+def _forget(done: asyncio.Future[int]) -> None:
+    if not done.cancelled():
+        done.exception()
