@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import hiredis
 
@@ -59,15 +59,13 @@ class _Garbled(Unavailable):
 class AsyncConnection(asyncio.Protocol):
     """A pipelined connection that belongs to one event loop.
 
-    ``closed`` says that it takes no more requests. ``on_lost`` is called once, when it ends for
-    another reason than ``close``.
+    ``closed`` says that it takes no more requests; ``gone`` is done when its socket is closed too.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, timeouts: Timeouts, name: str) -> None:
         self.loop = asyncio.get_running_loop()
         self.name = name
         self.closed = False
-        self.on_lost: Callable[[], None] | None = None
         self._timeouts = timeouts
         self._reply_s = timeouts.reply_s
         # The writer is kept because it closes its transport when it is collected.
@@ -80,11 +78,11 @@ class AsyncConnection(asyncio.Protocol):
         self._watchdog: asyncio.TimerHandle | None = None
         self._watch_at = 0.0
         self._suspect: asyncio.Future[Any] | None = None
-        self._gone: asyncio.Future[None] = self.loop.create_future()
+        self.gone: asyncio.Future[None] = self.loop.create_future()
         self._transport.set_protocol(self)
 
     @classmethod
-    async def open(cls, address: Address, timeouts: Timeouts | None = None) -> AsyncConnection:
+    async def open(cls, address: Address, timeouts: Timeouts | None = None) -> Self:
         """Connect and log in. Raises AddressError or ServerError."""
         timeouts = timeouts or Timeouts()
         return cls(await dial(address, timeouts), timeouts, str(address))
@@ -142,7 +140,7 @@ class AsyncConnection(asyncio.Protocol):
     # Replies
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop. Give every complete reply to the request it belongs to."""
+        """Called by the loop."""
         try:
             self._reader.feed(data)
             reply = self._reader.gets()
@@ -153,6 +151,7 @@ class AsyncConnection(asyncio.Protocol):
             self._lose(str(error))
 
     def _answer(self, reply: Any) -> None:
+        """Give one reply to the request it belongs to. Raises ServerError to end the connection."""
         if not self._pending:
             raise Unavailable("it answered what nobody asked")
         future, replies, _, parse, command = self._pending[0]
@@ -227,8 +226,8 @@ class AsyncConnection(asyncio.Protocol):
         """Called by the loop, once."""
         if not self.closed:
             self._lose("the connection was lost" + (f" ({type(exc).__name__})" if exc else ""))
-        if not self._gone.done():
-            self._gone.set_result(None)
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     def close(self) -> None:
         """Take no more requests, fail those in flight, close the socket. May be called twice."""
@@ -238,18 +237,16 @@ class AsyncConnection(asyncio.Protocol):
 
     async def wait_closed(self) -> None:
         """Wait until the socket is closed, about a second at most."""
-        done, _ = await asyncio.wait([self._gone], timeout=_CLOSE_S)
+        done, _ = await asyncio.wait([self.gone], timeout=_CLOSE_S)
         if not done:
             self._transport.abort()
-            await asyncio.wait([self._gone], timeout=_CLOSE_S)
+            await asyncio.wait([self.gone], timeout=_CLOSE_S)
 
     def _lose(self, why: str, kind: type[Unavailable] = Unavailable) -> None:
         if self.closed:
             return
         self._end(f"{self.name}: {why}", kind)
         self._transport.abort()
-        if self.on_lost is not None:
-            self.on_lost()
 
     def _end(self, why: str, kind: type[Unavailable]) -> None:
         self.closed = True

@@ -12,8 +12,8 @@ from streamq.broker.address import Address
 from streamq.broker.command import Command, Word
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
-from streamq.broker.listener import SyncListener
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
+from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.client import ClientConfig
 from streamq.client.encoding import Encoder
