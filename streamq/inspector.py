@@ -14,6 +14,7 @@ from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound
 from streamq.model.info import QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
 from streamq.model.names import check_key_name, check_task_id
+from streamq.model.states import State
 
 _DAYS_KEPT = 92
 """Counters of a day live 90 days; two more cover clocks that differ."""
@@ -98,7 +99,7 @@ class Inspector:
         for row, entry in zip(rows, entries, strict=True):
             if entry is not None and not isinstance(entry, BaseException):
                 found = inspecting.Found(
-                    state=inspecting.State.ACTIVE, entry=entry, worker=row.worker, idle_ms=row.idle_ms
+                    state=State.ACTIVE, entry=entry, worker=row.worker, idle_ms=row.idle_ms
                 )
                 infos.append(inspecting.task_info(queue, entry.task_id.decode(), found, self._lease_ms))
         return infos[:limit]

@@ -116,7 +116,9 @@ class Decorator:
         self._is_failure = is_failure
 
     @overload
-    def __call__(self, handler: Callable[P, Coroutine[Any, Any, R]]) -> AsyncTask[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
+        self, handler: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, handler: Callable[P, R]) -> SyncTask[P, R]: ...
     def __call__(self, handler: Callable[..., Any]) -> Task[..., Any]:

@@ -48,13 +48,13 @@ class Keys:
         return queue_keys(self.prefix, name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class QueueKeys:
-    """The keys of one queue."""
+    """The keys of one queue. Compared by identity: it is a dictionary key on hot paths."""
 
     name: str
     base: str
-    lanes: dict[Lane, bytes] = field(hash=False, compare=False)
+    lanes: dict[Lane, bytes]
     """Streams: entries with the fields ``id``, ``m`` (message) and, after a recovery or release,
     ``l`` (lane letter) and ``c`` (crashes)."""
     index: bytes

@@ -67,8 +67,9 @@ class Listener:
         self._start()
         missing = [channel for channel in channels if channel not in self._standing]
         futures = [self._confirmation(channel) for channel in missing]
+        # One asked for and then unwanted has an UNSUBSCRIBE behind its SUBSCRIBE: it is asked for again.
+        unasked = [c for c in missing if c not in self._asked or c not in self._wanted]
         self._wanted.update(missing)
-        unasked = [channel for channel in missing if channel not in self._asked]
         if unasked and self._connection is not None:
             self._ask(self._connection, unasked)
         for future in futures:

@@ -54,7 +54,7 @@ def read(
     """
     keys = tuple(key for _, key in queue_lanes)
     block: tuple[Word, ...] = () if block_ms is None else ("BLOCK", block_ms)
-    streams = (*keys, *(">" for _ in keys))
+    streams: tuple[Word, ...] = (*keys, *(">" for _ in keys))
     words: tuple[Word, ...] = (
         "XREADGROUP", "GROUP", GROUP, consumer, "COUNT", count, *block, "STREAMS", *streams,
     )  # fmt: skip
@@ -124,7 +124,7 @@ def extend(lane: bytes, consumer: str, entry_ids: Sequence[bytes]) -> Command[se
     XCLAIM with idle 0 by the present owner resets the idle time, and JUSTID leaves the delivery
     count alone. An entry that was recovered no longer exists under its id, so nothing is stolen back.
     """
-    words = ("XCLAIM", lane, GROUP, consumer, 0, *entry_ids, "JUSTID")
+    words: tuple[Word, ...] = ("XCLAIM", lane, GROUP, consumer, 0, *entry_ids, "JUSTID")
     return Command(None, (lane,), words, set)
 
 

@@ -109,7 +109,7 @@ class Client:
 
     async def _enqueue(self, call: TaskCall[Any]) -> TaskHandle[Any]:
         task = self._encoder.encode(call, self._producer)
-        words = [task.how, task.task_id.encode(), task.message]
+        words: list[Word] = [task.how, task.task_id.encode(), task.message]
         answer = await self._outbox(task.queue).submit(words, len(task.message))
         handle = self._handle(task, answer[0])
         if isinstance(handle, StreamQError):

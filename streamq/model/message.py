@@ -45,6 +45,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
 NO_TIMEOUT = 0
 """Stored ``timeout_ms`` of a task that asked for no limit, as opposed to not saying anything."""
 
+_PLAIN = 4
 _TYPES = dict(FIELDS.values())
 _KEYS = {name: key for name, (key, _) in FIELDS.items()}
 
@@ -59,6 +60,10 @@ class Message:
 
         Raises UnknownVersion for a newer version and MessageError for what is no message.
         """
+        # The common case, checked without a loop: a fresh task without options of its own.
+        if len(stored) == _PLAIN and _is_plain(stored):
+            self._stored = stored
+            return
         version = stored.get(KEY_VERSION)
         if version != VERSION:
             if type(version) is int and version > VERSION:
@@ -178,6 +183,16 @@ class Message:
     def __repr__(self) -> str:
         # Neither payload nor result: a repr ends up in logs.
         return f"<Message {self.type!r} retried={self.retried}>"
+
+
+def _is_plain(stored: Mapping[str, Any]) -> bool:
+    get = stored.get
+    return (
+        type(get(KEY_TYPE)) is str
+        and type(get(KEY_PAYLOAD)) is bytes
+        and type(get(KEY_ENQUEUED)) is int
+        and get(KEY_VERSION) == VERSION
+    )
 
 
 def _by_key(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Retry:
 
     def __post_init__(self) -> None:
         count = self.max_retries
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_RETRIES:
+        if type(count) is not int or not 0 <= count <= MAX_RETRIES:
             raise OptionError("retry.max_retries", f"must be a whole number from 0 to {MAX_RETRIES}")
         if not callable(self.delay) and not isinstance(self.delay, Policy):
             object.__setattr__(self, "delay", Fixed(self.delay))

@@ -24,7 +24,7 @@ MAX_CONCURRENCY = 10_000
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Everything that a worker can be told. Units stand in the names: ``_s`` seconds, ``_ms`` milliseconds."""
+    """Everything that a worker can be told. Units stand in the names: ``_s`` seconds, ``_ms`` ms."""
 
     queues: Mapping[str, int] = field(default_factory=lambda: {DEFAULT_QUEUE: 1})
     """Queue to weight."""
@@ -64,7 +64,7 @@ class WorkerConfig:
             raise OptionError("queues", "name at least one queue")
         for name, weight in self.queues.items():
             check_key_name("queues", name)
-            if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= 1_000_000:
+            if type(weight) is not int or not 1 <= weight <= 1_000_000:
                 raise OptionError(f"queues[{name}]", "the weight must be a whole number from 1 to 1,000,000")
         if self.namespace is not None:
             check_key_name("namespace", self.namespace)
@@ -82,6 +82,6 @@ class WorkerConfig:
         _check_range("presence_s", self.presence_s, 0.1, 3_600)
 
 
-def _check_range(field_name: str, value: float, low: float, high: float) -> None:
+def _check_range(field_name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise OptionError(field_name, f"must be a number from {low} to {high}")

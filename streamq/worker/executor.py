@@ -15,7 +15,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from streamq.broker.keys import QueueKeys
 from streamq.broker.working import Entry
 from streamq.clock import ServerClock
 from streamq.codec import decode_message, decode_payload, encode_result
@@ -35,7 +34,7 @@ from streamq.model.parked import Reason
 from streamq.model.retry import DEFAULT_RETRY
 from streamq.worker.config import OnError
 from streamq.worker.context import TaskContext, set_current
-from streamq.worker.held import Held, Run, Stop
+from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.outcome import (
     COMPLETE,
     RELEASE,
@@ -51,6 +50,9 @@ from streamq.worker.threads import Threads
 log = logging.getLogger("streamq.executor")
 
 _EAGER = sys.version_info >= (3, 12)
+
+_CUT_OFF = frozenset({Stop.TIMEOUT, Stop.LOST})
+"""Stops after which what a thread came to no longer counts; after a shutdown it still does."""
 
 
 class Settles(Protocol):
@@ -82,7 +84,7 @@ class Executor:
         self._on_error = on_error
         self._threads = Threads(concurrency)
         self._running: set[Run] = set()
-        self._slot_freed: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self.state: Any = None
         """What handlers see as ``current_task().state``."""
         self.started = 0
@@ -97,23 +99,29 @@ class Executor:
         """Handlers that have not ended."""
         return len(self._running)
 
-    async def wait_free(self) -> None:
-        """Wait until a slot is free."""
-        while not self.free:
-            self._slot_freed = asyncio.get_running_loop().create_future()
-            await self._slot_freed
+    async def wait_change(self) -> None:
+        """Wait until a handler ends, or until someone calls ``wake``."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def wake(self) -> None:
+        """Let everyone look again who waits for a change."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def wait_idle(self) -> None:
         """Wait until no handler runs."""
         while self._running:
-            self._slot_freed = asyncio.get_running_loop().create_future()
-            await self._slot_freed
+            await self.wait_change()
 
-    def start(self, queue: QueueKeys, entries: list[Entry]) -> None:
+    def start(self, source: Source, entries: list[Entry]) -> None:
         """Start a handler for each entry. The caller has made sure that slots are free."""
         suspended: list[Run] = []
         for entry in entries:
-            run = Run(queue, entry)
+            run = Run(source, entry)
             self._held.add(run)
             self.started += 1
             self._start_one(run)
@@ -155,7 +163,9 @@ class Executor:
         except StoredDataError:
             retries = definition.retry
         set_current(
-            TaskContext(run.queue.name, run.entry, message, retries.max_retries, deadline_ms, self.state)
+            TaskContext(
+                run.source.queue.name, run.entry, message, retries.max_retries, deadline_ms, self.state
+            )
         )
         self._running.add(run)
         if definition.is_async:
@@ -183,10 +193,8 @@ class Executor:
     ) -> None:
         try:
             result = await handler(*args, **kwargs)
-        except asyncio.CancelledError as error:
-            await self._cancelled(run, error)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end the worker
-            await self._failed(run, error)
+            await self._broken_off(run, error) if run.stop else await self._failed(run, error)
         else:
             self._succeeded(run, result)
         finally:
@@ -205,8 +213,8 @@ class Executor:
                 continue
         try:
             error = thread.exception()
-            if run.stop is not None:
-                await self._cancelled(run, error or asyncio.CancelledError())
+            if run.stop in _CUT_OFF:
+                await self._broken_off(run, error)
             elif error is not None:
                 await self._failed(run, error)
             else:
@@ -257,18 +265,18 @@ class Executor:
             return
         self._record(run, after_success(message, definition, stored, now_ms))
 
-    async def _cancelled(self, run: Run, error: BaseException) -> None:
-        """A handler that ended after it was told to stop, or that was cancelled by its own doing."""
+    async def _broken_off(self, run: Run, error: BaseException | None) -> None:
+        """A handler ended by an error, or too late, after it had been told to stop."""
         if run.stop is Stop.SHUTDOWN:
             self._record(run, RELEASE)
         elif run.stop is Stop.LOST:
             self._held.remove(run)
             if run.message is not None:
                 await self._tell(run, run.message, LeaseLost("the lease ran out while the handler ran"))
-        elif run.stop is Stop.TIMEOUT:
-            await self._failed(run, AttemptTimeout("the attempt ran past its timeout or deadline"))
         else:
-            await self._failed(run, error)
+            late = AttemptTimeout("the attempt ran past its timeout or deadline")
+            late.__cause__ = error
+            await self._failed(run, late)
 
     async def _failed(self, run: Run, error: BaseException) -> None:
         message, definition = run.message, run.definition
@@ -289,7 +297,7 @@ class Executor:
             "attempt failed id=%s type=%s queue=%s retried=%d error=%s outcome=%s",
             run.entry.task_id.decode(),
             message.type,
-            run.queue.name,
+            run.source.queue.name,
             message.retried,
             type(error).__name__,
             type(outcome).__name__,
@@ -301,7 +309,7 @@ class Executor:
     async def _tell(self, run: Run, message: Message, error: BaseException) -> None:
         """Call the user's hook, after the outcome is recorded: whatever it does, the task is settled."""
         hook = self._on_error
-        context = TaskContext(run.queue.name, run.entry, message, 0, None, self.state)
+        context = TaskContext(run.source.queue.name, run.entry, message, 0, None, self.state)
         try:
             told = hook(context, error) if hook is not None else None
             if inspect.isawaitable(told):
@@ -319,9 +327,8 @@ class Executor:
         if run.timer is not None:
             run.timer.cancel()
         self._running.discard(run)
-        freed = self._slot_freed
-        if freed is not None and not freed.done():
-            freed.set_result(None)
+        if self._waiters:
+            self.wake()
 
 
 def _start_task(attempt: Any) -> asyncio.Task[None]:
@@ -332,7 +339,7 @@ def _start_task(attempt: Any) -> asyncio.Task[None]:
 
 
 def _unknown(name: str) -> Definition:
-    """A definition for a type nobody registered: each attempt fails, so a deploy in progress loses nothing."""
+    """A definition for a type nobody registered: each attempt fails; a deploy in progress loses nothing."""
 
     async def missing(*_args: object, **_kwargs: object) -> None:
         raise HandlerNotFound(

@@ -28,6 +28,7 @@ from streamq.broker.working import Entry
 from streamq.errors import PermissionDenied, ServerError
 from streamq.model.lanes import LANES, Lane
 from streamq.worker.draw import Draw
+from streamq.worker.held import Source
 
 log = logging.getLogger("streamq.fetcher")
 
@@ -42,8 +43,9 @@ class Starts(Protocol):
 
     @property
     def free(self) -> int: ...
-    async def wait_free(self) -> None: ...
-    def start(self, queue: QueueKeys, entries: list[Entry]) -> None: ...
+    async def wait_change(self) -> None: ...
+    def wake(self) -> None: ...
+    def start(self, source: Source, entries: list[Entry]) -> None: ...
 
 
 class Fetcher:
@@ -59,11 +61,13 @@ class Fetcher:
         consumer: str,
         block_ms: int,
         backlogged: Callable[[], bool] = lambda: False,
-        give_back: Callable[[QueueKeys, list[Entry]], None],
+        give_back: Callable[[Source, list[Entry]], None],
         is_held: Callable[[bytes, bytes], bool],
     ) -> None:
         self._runner = runner
-        self._queues = queues
+        self._sources = {
+            name: {lane: Source(queue, lane) for lane in LANES} for name, queue in queues.items()
+        }
         self._draw = draw
         self._executor = executor
         self._consumer = consumer
@@ -82,6 +86,7 @@ class Fetcher:
     def quiet(self) -> None:
         """Take nothing more. A read that is blocked in Redis must be woken by ``unblock``."""
         self._quiet = True
+        self._executor.wake()
 
     @property
     def client_id(self) -> int | None:
@@ -101,11 +106,12 @@ class Fetcher:
         pause_s = _FIRST_PAUSE_S
         while not self._quiet:
             try:
-                await self._executor.wait_free()
-                if self._backlogged():
+                if self._executor.free <= 0:
+                    await self._executor.wait_change()
+                elif self._backlogged():
                     await asyncio.sleep(_FIRST_PAUSE_S)
                 elif await self.run_once():
-                    # Handlers started just now get to their first wait, or their end, before slots are counted.
+                    # Handlers started now get to their first wait, or end, before slots are counted.
                     await asyncio.sleep(0)
                 elif not self._quiet:
                     await self.run_once(block=True)
@@ -130,13 +136,13 @@ class Fetcher:
         for name in names:
             if self._quiet or self._executor.free <= 0:
                 break
-            started += await self._read_queue(self._queues[name])
+            started += await self._read_queue(name)
         return started
 
     # Reading
 
-    async def _read_queue(self, queue: QueueKeys) -> int:
-        busy = self._busy_lane.get(queue.name)
+    async def _read_queue(self, queue: str) -> int:
+        busy = self._busy_lane.get(queue)
         free = self._executor.free
         ahead = 0 if busy is None else LANES.index(busy)
         if busy is None or free < _PROBE_SHARE * ahead:
@@ -146,38 +152,44 @@ class Fetcher:
             started += await self._read_in_turn(queue, LANES[ahead + 1 :])
         return started
 
-    async def _read_in_turn(self, queue: QueueKeys, lanes: Sequence[Lane]) -> int:
+    async def _read_in_turn(self, queue: str, lanes: Sequence[Lane]) -> int:
         """Each lane for the slots that are left."""
         started = 0
         for lane in lanes:
             free = self._executor.free
             if free <= 0 or self._quiet:
                 break
-            [entries] = await self._runner.run(self._read(queue, [lane], free))
+            source = self._sources[queue][lane]
+            [entries] = await self._runner.run(self._read([source], free))
             if entries:
-                self._busy_lane[queue.name] = lane
-                started += self._start(queue, entries)
+                self._busy_lane[queue] = lane
+                started += self._start(source, entries)
         return started
 
     async def _read_under_load(
-        self, queue: QueueKeys, ahead: Sequence[Lane], busy: Lane, free: int
+        self, queue: str, ahead: Sequence[Lane], busy: Lane, free: int
     ) -> tuple[int, bool]:
         """The busy lane for nearly all slots, each lane before it for one entry, in one write.
 
         Returns how many were started, and whether to go on with the lanes after the busy one.
         """
         asked = free - len(ahead)
-        commands = [self._read(queue, ahead, 1)] if ahead else []
-        commands.append(self._read(queue, [busy], asked))
-        replies = await self._runner.run_all(commands)
+        sources = self._sources[queue]
+        reads = [([sources[lane] for lane in ahead], 1), ([sources[busy]], asked)]
+        reads = reads if ahead else reads[1:]
+        replies = await self._runner.run_all([self._read(lanes, count) for lanes, count in reads])
         # What was delivered is started even when the other half of the write failed.
-        counts = [self._start_all(queue, reply) for reply in replies if not isinstance(reply, BaseException)]
+        counts = [
+            self._start_all(lanes, reply)
+            for (lanes, _), reply in zip(reads, replies, strict=True)
+            if not isinstance(reply, BaseException)
+        ]
         for reply in replies:
             if isinstance(reply, BaseException):
                 raise reply
         surprised = bool(ahead) and counts[0] > 0
         if surprised:
-            self._busy_lane[queue.name] = None
+            self._busy_lane[queue] = None
         return sum(counts), not surprised and counts[-1] < asked
 
     async def _read_blocking(self, names: Sequence[str]) -> int:
@@ -185,19 +197,17 @@ class Fetcher:
         if not names:
             await self._wait_resumed()
             return 0
-        sources = [(self._queues[name], lane) for name in names for lane in LANES]
-        lanes = [(lane, queue.lanes[lane]) for queue, lane in sources]
-        count = max(1, self._executor.free // len(sources))
-        command = working.read(lanes, self._consumer, count, self._block_ms)
+        sources = [source for name in names for source in self._sources[name].values()]
+        command = self._read(sources, max(1, self._executor.free // len(sources)), self._block_ms)
         replies = await self._runner.run(command, limit_s=self._block_ms / 1000 + 1)
         started = 0
-        for (queue, lane), entries in zip(sources, replies, strict=True):
+        for source, entries in zip(sources, replies, strict=True):
             if entries:
-                self._busy_lane[queue.name] = lane
+                self._busy_lane[source.queue.name] = source.lane
                 fitting = max(0, self._executor.free)
-                started += self._start(queue, entries[:fitting])
+                started += self._start(source, entries[:fitting])
                 if len(entries) > fitting:
-                    self._give_back(queue, entries[fitting:])
+                    self._give_back(source, entries[fitting:])
         return started
 
     async def _wait_resumed(self) -> None:
@@ -209,16 +219,19 @@ class Fetcher:
         except TimeoutError:
             return
 
-    def _read(self, queue: QueueKeys, lanes: Sequence[Lane], count: int) -> Command[list[list[Entry]]]:
-        return working.read([(lane, queue.lanes[lane]) for lane in lanes], self._consumer, count)
+    def _read(
+        self, sources: Sequence[Source], count: int, block_ms: int | None = None
+    ) -> Command[list[list[Entry]]]:
+        lanes = [(source.lane, source.key) for source in sources]
+        return working.read(lanes, self._consumer, count, block_ms)
 
-    def _start_all(self, queue: QueueKeys, lanes: list[list[Entry]]) -> int:
-        return sum(self._start(queue, entries) for entries in lanes)
+    def _start_all(self, sources: Sequence[Source], replies: list[list[Entry]]) -> int:
+        return sum(self._start(source, entries) for source, entries in zip(sources, replies, strict=True))
 
-    def _start(self, queue: QueueKeys, entries: list[Entry]) -> int:
+    def _start(self, source: Source, entries: list[Entry]) -> int:
         if entries:
             self.fetched += len(entries)
-            self._executor.start(queue, entries)
+            self._executor.start(source, entries)
         return len(entries)
 
     # A new connection
@@ -228,31 +241,27 @@ class Fetcher:
         await self._runner.connect()
         connection = self._runner.connections_made
         self._client_id = await self._client_id_or_none()
-        commands = [
-            working.make_group(key) for queue in self._queues.values() for key in queue.lanes.values()
-        ]
-        for reply in await self._runner.run_all(commands):
+        sources = [source for lanes in self._sources.values() for source in lanes.values()]
+        for reply in await self._runner.run_all([working.make_group(source.key) for source in sources]):
             if isinstance(reply, BaseException) and "BUSYGROUP" not in str(reply):
                 raise reply
-        for queue in self._queues.values():
-            for lane in LANES:
-                await self._give_back_unknown(queue, lane)
+        for source in sources:
+            await self._give_back_unknown(source)
         self._connection = connection
 
-    async def _give_back_unknown(self, queue: QueueKeys, lane: Lane) -> None:
+    async def _give_back_unknown(self, source: Source) -> None:
         """Entries that Redis delivered to this worker although it never got them: the reply was lost."""
         after = b"0"
         while True:
-            [entries] = await self._runner.run(
-                working.read_own(lane, queue.lanes[lane], self._consumer, after)
-            )
+            command = working.read_own(source.lane, source.key, self._consumer, after)
+            [entries] = await self._runner.run(command)
             if not entries:
                 return
             after = entries[-1].entry_id
-            unknown = [entry for entry in entries if not self._is_held(queue.lanes[lane], entry.entry_id)]
+            unknown = [entry for entry in entries if not self._is_held(source.key, entry.entry_id)]
             if unknown:
                 log.warning("giving back entries whose delivery was lost count=%d", len(unknown))
-                self._give_back(queue, unknown)
+                self._give_back(source, unknown)
 
     async def _client_id_or_none(self) -> int | None:
         try:

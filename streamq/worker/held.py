@@ -12,6 +12,7 @@ from enum import Enum
 from streamq.broker.keys import QueueKeys
 from streamq.broker.working import Entry
 from streamq.model.definition import Definition
+from streamq.model.lanes import Lane
 from streamq.model.message import Message
 
 
@@ -23,13 +24,24 @@ class Stop(Enum):
     SHUTDOWN = "shutdown"
 
 
+class Source:
+    """One lane of one queue. Compared by identity: it is looked up for every task."""
+
+    __slots__ = ("key", "lane", "queue")
+
+    def __init__(self, queue: QueueKeys, lane: Lane) -> None:
+        self.queue = queue
+        self.lane = lane
+        self.key = queue.lanes[lane]
+
+
 class Run:
     """One entry on its way through this worker."""
 
-    __slots__ = ("definition", "entry", "handle", "message", "outcome_recorded", "queue", "stop", "timer")
+    __slots__ = ("definition", "entry", "handle", "message", "outcome_recorded", "source", "stop", "timer")
 
-    def __init__(self, queue: QueueKeys, entry: Entry) -> None:
-        self.queue = queue
+    def __init__(self, source: Source, entry: Entry) -> None:
+        self.source = source
         self.entry = entry
         self.message: Message | None = None
         self.definition: Definition | None = None
@@ -48,14 +60,14 @@ class Held:
         self._lanes: dict[bytes, dict[bytes, Run]] = {}
 
     def add(self, run: Run) -> None:
-        lane = run.queue.lanes[run.entry.lane]
+        lane = run.source.key
         runs = self._lanes.get(lane)
         if runs is None:
             runs = self._lanes[lane] = {}
         runs[run.entry.entry_id] = run
 
     def remove(self, run: Run) -> None:
-        self._lanes[run.queue.lanes[run.entry.lane]].pop(run.entry.entry_id, None)
+        self._lanes[run.source.key].pop(run.entry.entry_id, None)
 
     def get(self, lane: bytes, entry_id: bytes) -> Run | None:
         return self._lanes.get(lane, {}).get(entry_id)

@@ -70,7 +70,7 @@ class Janitor:
         """Forget silent producers and idle consumers of workers that are gone; returns how many of both."""
         now_ms = await self._runner.run(presence.server_time())
         await self._runner.run(presence.forget_expired(self._keys, now_ms))
-        alive = set(await self._runner.run(presence.alive(self._keys, now_ms)))
+        alive = await self._runner.run(presence.alive(self._keys, now_ms))
         forgotten = 0
         for queue in self._queues:
             forgotten += await self._forget_producers(queue)
@@ -87,7 +87,7 @@ class Janitor:
             if cursor == b"0":
                 return forgotten
 
-    async def _forget_consumers(self, lane: bytes, alive: set[str]) -> int:
+    async def _forget_consumers(self, lane: bytes, alive: list[str]) -> int:
         forgotten = 0
         for consumer in await self._runner.run(moving.consumers(lane)):
             if (

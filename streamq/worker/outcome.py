@@ -37,7 +37,7 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Failed for good. ``message`` is None where the stored bytes cannot be read; they are kept as they are."""
+    """Failed for good. ``message`` is None where the stored bytes cannot be read: they are kept."""
 
     message: Message | None
     reason: Reason

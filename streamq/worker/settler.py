@@ -16,16 +16,14 @@ from typing import Any
 
 from streamq.broker import working
 from streamq.broker.command import Command
-from streamq.broker.keys import QueueKeys
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import MAX_SETTLE_TASKS, Settle
 from streamq.clock import ServerClock, utc_day
 from streamq.codec import encode_message
 from streamq.errors import ServerError
-from streamq.model.lanes import Lane
 from streamq.model.message import Message
 from streamq.model.parked import Parked, Reason
-from streamq.worker.held import Held, Run
+from streamq.worker.held import Held, Run, Source
 from streamq.worker.outcome import Archive, Complete, Outcome, Release, Retain, RetryLater
 
 log = logging.getLogger("streamq.settler")
@@ -35,7 +33,7 @@ _LONGEST_PAUSE_S = 2.0
 _MAX_SETTLE_BYTES = 1 << 20
 
 _Kind = type[Outcome]
-_Bucket = tuple[_Kind, QueueKeys, Lane]
+_Bucket = tuple[_Kind, Source]
 _Item = tuple[Run, Outcome]
 
 
@@ -71,7 +69,7 @@ class Settler:
     def settle(self, run: Run, outcome: Outcome) -> None:
         """Take an outcome; it goes out with the next round."""
         run.outcome_recorded = True
-        bucket = (type(outcome), run.queue, run.entry.lane)
+        bucket = (type(outcome), run.source)
         items = self._waiting.get(bucket)
         if items is None:
             items = self._waiting[bucket] = []
@@ -141,7 +139,9 @@ class Settler:
         if lost and not batch.sent:
             self.lost += lost
             log.warning(
-                "outcomes refused, their leases were lost count=%d queue=%s", lost, batch.runs[0].queue.name
+                "outcomes refused, their leases were lost count=%d queue=%s",
+                lost,
+                batch.runs[0].source.queue.name,
             )
 
     # Batches
@@ -161,10 +161,11 @@ class Settler:
             yield bucket, chunk
 
     def _batch(self, bucket: _Bucket, items: list[_Item]) -> _Batch:
-        kind, queue, lane = bucket
-        return _Batch(self._command(kind, queue, lane, items), [run for run, _ in items])
+        kind, source = bucket
+        return _Batch(self._command(kind, source, items), [run for run, _ in items])
 
-    def _command(self, kind: _Kind, queue: QueueKeys, lane: Lane, items: list[_Item]) -> Command[list[bytes]]:
+    def _command(self, kind: _Kind, source: Source, items: list[_Item]) -> Command[list[bytes]]:
+        queue, lane = source.queue, source.lane
         day = utc_day(self._clock.now_ms())
         entry_ids = [run.entry.entry_id for run, _ in items]
         if kind is Complete:

@@ -37,7 +37,7 @@ from streamq.worker.draw import Draw, normalised
 from streamq.worker.executor import Executor
 from streamq.worker.fetcher import Fetcher
 from streamq.worker.forwarder import Forwarder
-from streamq.worker.held import Held, Run, Stop
+from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.hints import Hints
 from streamq.worker.janitor import Janitor
 from streamq.worker.lease_keeper import LeaseKeeper
@@ -273,9 +273,9 @@ class Worker:
 
     # What components tell each other
 
-    def _give_back(self, queue: QueueKeys, entries: list[Entry]) -> None:
+    def _give_back(self, source: Source, entries: list[Entry]) -> None:
         for entry in entries:
-            run = Run(queue, entry)
+            run = Run(source, entry)
             self.held.add(run)
             self.settler.settle(run, RELEASE)
 
