@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from streamq.broker.address import Address
+from streamq.broker.embedded import resolve
 from streamq.broker.refusals import connect_failure
 from streamq.errors import AddressError, OptionError, Unavailable
 
@@ -51,6 +52,9 @@ async def dial(address: Address, timeouts: Timeouts) -> asyncio.StreamWriter:
     Raises AddressError for files that are not there, ServerError when it cannot connect.
     """
     _check_files(address)
+    if address.scheme == "embedded":
+        # Starting the server blocks for a moment, the first time.
+        address = await asyncio.to_thread(resolve, address)
     opener = _async_class(address)(**_options(address, timeouts), retry=AsyncRetry(NoBackoff(), 0))
     try:
         async with asyncio.timeout(timeouts.connect_s):
@@ -66,6 +70,7 @@ async def dial(address: Address, timeouts: Timeouts) -> asyncio.StreamWriter:
 def dial_blocking(address: Address, timeouts: Timeouts) -> socket.socket:
     """The same from blocking code: a connected socket, wrapped in TLS where the address says so."""
     _check_files(address)
+    address = resolve(address)
     opener = _sync_class(address)(**_options(address, timeouts), retry=Retry(NoBackoff(), 0))
     try:
         opener.connect()
@@ -105,7 +110,7 @@ def _async_class(address: Address) -> Any:
         "redis": redis_asyncio.Connection,
         "rediss": redis_asyncio.SSLConnection,
         "unix": redis_asyncio_connection.UnixDomainSocketConnection,
-    }[_reachable(address)]
+    }[address.scheme]
 
 
 def _sync_class(address: Address) -> Any:
@@ -113,13 +118,7 @@ def _sync_class(address: Address) -> Any:
         "redis": redis.Connection,
         "rediss": redis.SSLConnection,
         "unix": redis.UnixDomainSocketConnection,
-    }[_reachable(address)]
-
-
-def _reachable(address: Address) -> str:
-    if address.scheme == "embedded":
-        raise AddressError("url", "an embedded server must be started first; open the address through an app")
-    return address.scheme
+    }[address.scheme]
 
 
 def _options(address: Address, timeouts: Timeouts) -> dict[str, Any]:

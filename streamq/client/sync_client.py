@@ -14,6 +14,7 @@ from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
 from streamq.broker.sync_listener import SyncListener
+from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.client import ClientConfig
 from streamq.client.encoding import Encoder

@@ -5,11 +5,15 @@ Hints only make things quicker. One that is lost delays, because every component
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 from streamq.broker.address import Address
 from streamq.broker.keys import QueueKeys
 from streamq.broker.listener import Listener
+from streamq.errors import ServerError
+
+log = logging.getLogger("streamq.hints")
 
 
 class Hints:
@@ -32,7 +36,10 @@ class Hints:
     async def run(self) -> None:
         """Listen until cancelled; reconnecting is the listener's business."""
         try:
-            await self._listener.subscribe(*self._queues)
+            try:
+                await self._listener.subscribe(*self._queues)
+            except ServerError as error:
+                log.warning("no hints; tasks may start a few seconds late error=%s", error)
             await self._listener.wait_closed()
         finally:
             await self._listener.aclose()
