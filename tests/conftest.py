@@ -24,6 +24,15 @@ PrivateServer = Callable[..., Server]
 ProxyFor = Callable[[Server], Awaitable[Proxy]]
 
 
+def started(server: Server) -> Server:
+    """The server, running; nothing of it is left when it does not start."""
+    try:
+        return server.start()
+    except BaseException:  # a skip, too, is one
+        server.close()
+        raise
+
+
 @pytest.fixture(scope="session")
 def fleet() -> Iterator[Fleet]:
     """The shared server of a build."""
@@ -31,8 +40,7 @@ def fleet() -> Iterator[Fleet]:
 
     def get(build: Build) -> Server:
         if build.name not in servers:
-            servers[build.name] = server = Server(build)
-            server.start()
+            servers[build.name] = started(Server(build))
         return servers[build.name]
 
     yield get
