@@ -23,6 +23,7 @@ from streamq.errors import (
     OutOfMemory,
     PermissionDenied,
     ReadOnly,
+    SequenceConflict,
     ServerError,
     ServerLoading,
     ServerRefused,
@@ -58,6 +59,7 @@ _BY_CODE: dict[str, tuple[type[ServerError], str]] = {
     "BUSY": (Unavailable, "another client's script runs for too long; SCRIPT KILL ends it"),
     "NOSCRIPT": (NoScript, ""),
     "NOGROUP": (NoGroup, ""),
+    "SEQUENCE": (SequenceConflict, "two processes share one client's identity"),  # the enqueue script's own
     "MOVED": (ServerRefused, "this is a Redis Cluster, which is not supported yet"),
     "ASK": (ServerRefused, "this is a Redis Cluster, which is not supported yet"),
 }
