@@ -39,11 +39,9 @@ class Command(Generic[T]):
 
 def pack(words: Sequence[Word]) -> bytes:
     """Encode one command as an array of bulk strings."""
-    parts = [b"*%d\r\n" % len(words)]
-    for word in words:
-        if type(word) is not bytes:
-            word = str(word).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
+    parts = [b"*%d" % len(words)]
+    _encode(words, parts)
+    parts.append(b"\r\n")
     return b"".join(parts)
 
 
@@ -54,14 +52,32 @@ def pack_call(sha: bytes, keys: tuple[bytes, ...], args: Sequence[Word]) -> byte
     if head is None:
         if len(_heads) >= _HEADS_KEPT:
             _heads.clear()
-        head = _heads[lead] = pack((b"EVALSHA", sha, len(keys), *keys)).split(b"\r\n", 1)[1]
-    parts = [b"*%d\r\n" % (3 + len(keys) + len(args)), head]
-    for word in args:
-        if type(word) is not bytes:
-            word = str(word).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(word), word))
+        head = _heads[lead] = _pack_head(sha, keys)
+    parts = [b"*%d" % (3 + len(keys) + len(args)), head]
+    _encode(args, parts)
+    parts.append(b"\r\n")
     return b"".join(parts)
 
+
+def _pack_head(sha: bytes, keys: tuple[bytes, ...]) -> bytes:
+    parts: list[bytes] = []
+    _encode((b"EVALSHA", sha, len(keys), *keys), parts)
+    return b"".join(parts)
+
+
+def _encode(words: Sequence[Word], parts: list[bytes]) -> None:
+    """Append each word, led by the end of the line before it and its length."""
+    for word in words:
+        if type(word) is not bytes:
+            word = str(word).encode()
+        size = len(word)
+        parts.append(_SIZES[size] if size < _SIZES_KEPT else b"\r\n$%d\r\n" % size)
+        parts.append(word)
+
+
+# Most words are short; looking their line up takes half the time of formatting it.
+_SIZES_KEPT = 1024
+_SIZES = [b"\r\n$%d\r\n" % size for size in range(_SIZES_KEPT)]
 
 # Queues times scripts of one process; a process that meets more simply packs them anew.
 _HEADS_KEPT = 4096
