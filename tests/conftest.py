@@ -7,6 +7,9 @@ private one.
 
 from __future__ import annotations
 
+import faulthandler
+import signal
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
@@ -22,6 +25,27 @@ from tests.servers import HOST, Options, Server
 Fleet = Callable[[Build], Server]
 PrivateServer = Callable[..., Server]
 ProxyFor = Callable[[Server], Awaitable[Proxy]]
+
+# Far above what any test takes, its fixtures included: a test that waits for ever fails by itself.
+TEST_LIMIT_S = 120.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End a test that hangs, and show where each thread stood."""
+
+    def stop(*_: object) -> None:
+        faulthandler.dump_traceback()
+        pytest.fail(f"{item.nodeid} has not ended within {TEST_LIMIT_S:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    # And again each few seconds, should something swallow the first one.
+    signal.setitimer(signal.ITIMER_REAL, TEST_LIMIT_S, 5.0)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def started(server: Server) -> Server:
@@ -73,6 +97,14 @@ def namespace() -> str:
     return f"t{uuid.uuid4().hex[:10]}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """``embedded://`` without a path keeps its data with the test's, not with the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture
 def private_server() -> Iterator[PrivateServer]:
     """Makes and starts servers for this test alone: ``private_server(build=..., aof=True, ...)``.
@@ -119,7 +151,5 @@ async def proxy_for() -> AsyncIterator[ProxyFor]:
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A temporary folder with a short path, for unix sockets."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="sq-") as name:
         yield Path(name)
