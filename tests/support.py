@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from streamq import StreamQ
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.worker.worker import Worker
-
-T = TypeVar("T")
 
 WITHIN_S = 20.0
 """How long a fact may take on a busy machine. A test that passes does not wait for it."""
@@ -31,9 +29,7 @@ SHORT: dict[str, Any] = {
 """Settings of a worker that notices everything soon."""
 
 
-async def eventually(
-    ask: Callable[[], T | Awaitable[T]], what: str = "", *, within_s: float = WITHIN_S
-) -> T:
+async def eventually(ask: Callable[[], Any], what: str = "", *, within_s: float = WITHIN_S) -> Any:
     """Ask until the answer is true, and return it. Fails the test when that takes too long."""
     deadline = asyncio.get_running_loop().time() + within_s
     while True:
@@ -41,7 +37,7 @@ async def eventually(
         if inspect.isawaitable(answer):
             answer = await answer
         if answer:
-            return answer  # type: ignore[return-value]  # awaited by now
+            return answer
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"not within {within_s} s: {what or ask}; last answer: {answer!r}")
         await asyncio.sleep(0.005)

@@ -126,41 +126,43 @@ class Fetcher:
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def run_once(self, *, block: bool = False) -> int:
-        """One turn over the queues; returns how many entries were started. Raises ServerError."""
+        """One turn over the queues; returns how many entries were started. Raises ServerError.
+
+        Slots that are freed during the turn count for the next one: a handler that is through at
+        once would otherwise let a lower lane in while a higher one still has tasks.
+        """
         if not self._runner.connected or self._connection != self._runner.connections_made:
             await self._settle_in()
         names = [name for name in self._draw.order() if name not in self._paused]
         if block:
             return await self._read_blocking(names)
-        started = 0
+        started, free = 0, self._executor.free
         for name in names:
-            if self._quiet or self._executor.free <= 0:
+            if self._quiet or started >= free:
                 break
-            started += await self._read_queue(name)
+            started += await self._read_queue(name, free - started)
         return started
 
     # Reading
 
-    async def _read_queue(self, queue: str) -> int:
+    async def _read_queue(self, queue: str, free: int) -> int:
         busy = self._busy_lane.get(queue)
-        free = self._executor.free
         ahead = 0 if busy is None else LANES.index(busy)
         if busy is None or free < _PROBE_SHARE * ahead:
-            return await self._read_in_turn(queue, LANES)
+            return await self._read_in_turn(queue, LANES, free)
         started, go_on = await self._read_under_load(queue, LANES[:ahead], busy, free)
         if go_on:
-            started += await self._read_in_turn(queue, LANES[ahead + 1 :])
+            started += await self._read_in_turn(queue, LANES[ahead + 1 :], free - started)
         return started
 
-    async def _read_in_turn(self, queue: str, lanes: Sequence[Lane]) -> int:
-        """Each lane for the slots that are left."""
+    async def _read_in_turn(self, queue: str, lanes: Sequence[Lane], free: int) -> int:
+        """Each lane for what is left of ``free`` slots."""
         started = 0
         for lane in lanes:
-            free = self._executor.free
-            if free <= 0 or self._quiet:
+            if started >= free or self._quiet:
                 break
             source = self._sources[queue][lane]
-            [entries] = await self._runner.run(self._read([source], free))
+            [entries] = await self._runner.run(self._read([source], free - started))
             if entries:
                 self._busy_lane[queue] = lane
                 started += self._start(source, entries)
