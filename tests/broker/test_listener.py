@@ -258,6 +258,19 @@ def test_a_second_event_loop_begins_anew(server: Server, namespace: str) -> None
     asyncio.run(listener.aclose())
 
 
+def test_it_works_on_uvloop_too(server: Server, tls_server: Server, namespace: str) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def listen(server: Server) -> None:
+        async with Ears(server.url) as ears:
+            await ears.listener.subscribe(namespace.encode())
+            server.client().publish(namespace, b"x")
+            await until(lambda: ears.heard)
+
+    uvloop.run(listen(server))
+    uvloop.run(listen(tls_server))
+
+
 # Blocking code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import threading
@@ -20,6 +21,7 @@ from streamq.errors import (
     OutOfMemory,
     PermissionDenied,
     ReadOnly,
+    ServerLoading,
     ServerRefused,
     ServerTimeout,
     Unavailable,
@@ -187,6 +189,34 @@ async def test_a_replica_refuses_writes_as_read_only(private_server: PrivateServ
         with pytest.raises(ReadOnly):
             await runner.run(command)
     await runner.aclose()
+
+
+async def test_a_server_that_is_loading_says_so(private_server: PrivateServer) -> None:
+    server = private_server(aof=True, extra=("--key-load-delay", "200"))  # microseconds a key
+    with server.client().pipeline(transaction=False) as pipeline:
+        for number in range(20_000):
+            pipeline.set(f"k{number}", b"v")
+        pipeline.execute()
+    server.stop()
+    server.start(wait=False)
+    runner = AsyncRunner(Address.parse(server.url))
+    async with asyncio.timeout(20):
+        while not runner.connected:  # it does not listen yet
+            with contextlib.suppress(Unavailable):
+                await runner.connect()
+    with pytest.raises(ServerLoading, match="try again shortly"):
+        await runner.run(native(b"GET", b"k1"))
+    await runner.aclose()
+
+
+async def test_a_server_with_too_many_clients_is_unavailable(private_server: PrivateServer) -> None:
+    server = private_server(extra=("--maxclients", "1"))
+    first, second = AsyncRunner(Address.parse(server.url)), AsyncRunner(Address.parse(server.url))
+    await first.connect()
+    with pytest.raises(Unavailable):
+        await second.connect()
+    await first.aclose()
+    await second.aclose()
 
 
 # Outages
