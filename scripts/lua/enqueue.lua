@@ -14,11 +14,11 @@
 -- ARGV[1] producer – id of the sending client
 -- ARGV[2] sequence – 1, 2, 3 ... of this producer in this queue
 -- ARGV[3] hints – channel
--- ARGV[4...] three per task: how, task id, message. how = lane letter (h n l), conflict letter
---            (- unique by construction, x refuse, r return the existing, p replace a finished one), then nothing,
---            "D" and a delay in ms, or "A" and a time in ms
+-- ARGV[4...] runs of tasks that share one how: how, count, then so many task ids, then so many messages.
+--            how = lane letter (h n l), conflict letter (- unique by construction, x refuse, r return the existing,
+--            p replace a finished one), then nothing, "D" and a delay in ms, or "A" and a time in ms
 -- RETURNS {queue, words}: queue = "new" or "known" (whether the registry must be told); words = one per task,
---         separated by spaces: ready, scheduled, exists, conflict.
+--         separated by spaces: ready, scheduled, exists, conflict; or one for all, when all are the same.
 --         Error SEQUENCE: this sequence is known for a different batch.
 -- COST about 6 us a task; at most 500 tasks and 1 MB a call, held by the caller
 local producer, sequence, hints = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -30,7 +30,7 @@ local completed, archived, config, producers = KEYS[7], KEYS[8], KEYS[9], KEYS[1
 local last = redis.call('HGET', producers, producer)
 if last then
   local known, first, words = string.match(last, '^(%d+) %d+ (%S+) (.*)$')
-  if tonumber(known) == sequence and first == ARGV[5] then return {'known', words} end
+  if tonumber(known) == sequence and first == ARGV[6] then return {'known', words} end
   if tonumber(known) >= sequence then
     return redis.error_reply('SEQUENCE ' .. sequence .. ' is known for another batch')
   end
@@ -38,7 +38,7 @@ end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local words, indexed, earliest = {}, {}, nil
+local words, indexed, earliest, uniform = {}, {}, nil, true
 
 -- What an id of the caller's choice meets; clears the way when a finished task is to be replaced.
 local function settled_conflict(conflict, id)
@@ -52,38 +52,45 @@ local function settled_conflict(conflict, id)
   return conflict == 'r' and 'exists' or 'conflict'
 end
 
-for i = 4, #ARGV, 3 do
-  local how, id, message = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local lane = string.sub(how, 1, 1)
-  local conflict = string.sub(how, 2, 2)
-  local due = 0
+local function store(lane, stream, conflict, due, id, message)
+  local word = conflict ~= '-' and settled_conflict(conflict, id)
+  if word then return word end
+  if due > now then
+    redis.call('ZADD', scheduled, due, id)
+    redis.call('HSET', parked, id, lane .. '0:' .. message)
+    if not earliest or due < earliest then earliest = due end
+    return 'scheduled'
+  end
+  local entry = redis.call('XADD', stream, '*', 'id', id, 'm', message)
+  if conflict == '-' then
+    indexed[#indexed + 1] = id
+    indexed[#indexed + 1] = lane .. entry
+  else
+    -- At once, so that the same id again in this call meets it.
+    redis.call('HSET', index, id, lane .. entry)
+  end
+  return 'ready'
+end
+
+local at = 4
+while at < #ARGV do
+  local how, count = ARGV[at], tonumber(ARGV[at + 1])
+  local lane, conflict, due = string.sub(how, 1, 1), string.sub(how, 2, 2), 0
   if #how > 2 then
     due = tonumber(string.sub(how, 4))
     if string.sub(how, 3, 3) == 'D' then due = now + due end
   end
-  local word = conflict ~= '-' and settled_conflict(conflict, id)
-  if word then
+  for i = at + 2, at + 1 + count do
+    local word = store(lane, lanes[lane], conflict, due, ARGV[i], ARGV[i + count])
     words[#words + 1] = word
-  elseif due > now then
-    redis.call('ZADD', scheduled, due, id)
-    redis.call('HSET', parked, id, lane .. '0:' .. message)
-    if not earliest or due < earliest then earliest = due end
-    words[#words + 1] = 'scheduled'
-  else
-    local entry = redis.call('XADD', lanes[lane], '*', 'id', id, 'm', message)
-    if conflict == '-' then
-      indexed[#indexed + 1] = id
-      indexed[#indexed + 1] = lane .. entry
-    else
-      redis.call('HSET', index, id, lane .. entry)
-    end
-    words[#words + 1] = 'ready'
+    if word ~= words[1] then uniform = false end
   end
+  at = at + 2 + 2 * count
 end
 if #indexed > 0 then redis.call('HSET', index, unpack(indexed)) end
 
-local reply = table.concat(words, ' ')
-redis.call('HSET', producers, producer, sequence .. ' ' .. now .. ' ' .. ARGV[5] .. ' ' .. reply)
+local reply = uniform and words[1] or table.concat(words, ' ')
+redis.call('HSET', producers, producer, sequence .. ' ' .. now .. ' ' .. ARGV[6] .. ' ' .. reply)
 if earliest then
   -- Forwarders sleep until the next due time they know of; a user without rights to the channel only wakes them later.
   local head = redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES')

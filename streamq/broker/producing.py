@@ -30,7 +30,7 @@ def how(lane: Lane, conflict: str = OWN_ID, delay_ms: int | None = None, at_ms: 
 class Enqueued:
     """The answer to one enqueue call."""
 
-    words: list[bytes]
+    words: Sequence[bytes]
     """One per task, in order: ready, scheduled, exists or conflict."""
     new_queue: bool
     """Nobody has enqueued into this queue since it was last removed: the registry must be told."""
@@ -41,12 +41,36 @@ def enqueue(queue: QueueKeys, producer: str, sequence: int, tasks: Sequence[Word
 
     ``tasks`` is flat, three words per task: ``how``, task id, message. At most ``MAX_BATCH_TASKS``.
     """
+    count = len(tasks) // 3
+
+    def parse(reply: Any) -> Enqueued:
+        words = reply[1].split()
+        return Enqueued(words if len(words) == count else words * count, new_queue=reply[0] == b"new")
+
     return Command(
         script=script("enqueue"),
         keys=_enqueue_keys(queue),
-        args=(producer, sequence, queue.hints, *tasks),
-        parse=_parse_enqueued,
+        args=(producer, sequence, queue.hints, *_runs(tasks)),
+        parse=parse,
     )
+
+
+def _runs(tasks: Sequence[Word]) -> list[Word]:
+    """The tasks by runs of the same ``how``: how, count, ids, messages. Mostly there is one run."""
+    hows = tasks[0::3]
+    runs: list[Word] = []
+    start = 0
+    while start < len(hows):
+        end = start + 1
+        if hows.count(hows[start]) == len(hows):
+            end = len(hows)
+        while end < len(hows) and hows[end] == hows[start]:
+            end += 1
+        runs += (hows[start], end - start)
+        runs += tasks[3 * start + 1 : 3 * end : 3]
+        runs += tasks[3 * start + 2 : 3 * end : 3]
+        start = end
+    return runs
 
 
 def register(registry: bytes, queue: str) -> Command[int]:
@@ -68,7 +92,3 @@ def _enqueue_keys(queue: QueueKeys) -> tuple[bytes, ...]:
         queue.config,
         queue.producers,
     )
-
-
-def _parse_enqueued(reply: Any) -> Enqueued:
-    return Enqueued(words=reply[1].split(), new_queue=reply[0] == b"new")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -276,7 +276,7 @@ class _Chunk:
         self.places: list[int] = []
         self.words: list[Word] = []
         self.size = 0
-        self.answer: asyncio.Future[list[bytes]] | None = None
+        self.answer: asyncio.Future[Sequence[bytes]] | None = None
 
     def add(self, place: int, task: Encoded) -> None:
         self.places.append(place)
@@ -288,7 +288,7 @@ class _Chunk:
         return len(self.places) >= MAX_BATCH_TASKS or self.size >= MAX_BATCH_BYTES
 
     @property
-    def sent_answer(self) -> asyncio.Future[list[bytes]]:
+    def sent_answer(self) -> asyncio.Future[Sequence[bytes]]:
         if self.answer is None:
             raise RuntimeError("not sent yet")
         return self.answer

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class Parcel:
     """Flat, three per task."""
     size: int
     """Bytes of all messages."""
-    answer: asyncio.Future[list[bytes]]
+    answer: asyncio.Future[Sequence[bytes]]
 
     @property
     def count(self) -> int:
@@ -64,13 +64,13 @@ class Outbox:
     """How long a batch is sent again before its callers get the error."""
     on_new_queue: Callable[[str], None]
     _waiting: deque[Parcel] = field(default_factory=deque)
-    _last: asyncio.Future[list[bytes]] | None = None
+    _last: asyncio.Future[Sequence[bytes]] | None = None
     _in_flight: bool = False
     _resending: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def submit(self, words: list[Word], size: int) -> asyncio.Future[list[bytes]]:
+    def submit(self, words: list[Word], size: int) -> asyncio.Future[Sequence[bytes]]:
         """Send tasks with the next call; the future gets one word per task, or the error of the call."""
-        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Sequence[bytes]] = asyncio.get_running_loop().create_future()
         self._waiting.append(Parcel(words, size, answer))
         self._last = answer
         if not self._in_flight:

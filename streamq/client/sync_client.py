@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from streamq.broker.address import Address
@@ -13,7 +13,6 @@ from streamq.broker.command import Command, Word
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
-from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.client import ClientConfig
@@ -169,7 +168,7 @@ class SyncClient:
             if isinstance(handle, SyncTaskHandle):
                 results[place] = self._handle(handle, word)
 
-    def _send(self, queue: str, words: list[Word]) -> list[bytes]:
+    def _send(self, queue: str, words: list[Word]) -> Sequence[bytes]:
         """One call, sent again under its own sequence number until it is answered or time is up."""
         keys = self.keys.queue(queue)
         command = enqueue(keys, self._producer.id, self._producer.next_sequence(queue), words)
