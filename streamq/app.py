@@ -16,7 +16,7 @@ from streamq.client.handles import TaskHandle
 from streamq.client.sync_client import SyncClient
 from streamq.errors import OptionError, RegistrationError, UsageError
 from streamq.inspector import Inspector
-from streamq.model.call import TaskCall
+from streamq.model.call import TaskCall, as_call
 from streamq.model.definition import Definition
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.limits import DEFAULT_LIMITS, Limits
@@ -121,7 +121,7 @@ class StreamQ:
             await client.aclose()
 
     @overload
-    async def enqueue(self, task: TaskCall[R], /) -> TaskHandle[R]: ...
+    async def enqueue(self, task: TaskCall[R], /, **options: Unpack[CallOptions]) -> TaskHandle[R]: ...
     @overload
     async def enqueue(
         self, task: str, arguments: Mapping[str, Any] | None = None, /, **options: Unpack[CallOptions]
@@ -133,7 +133,7 @@ class StreamQ:
 
         ``arguments`` are the handler's keyword arguments. Raises as Client.enqueue does.
         """
-        return await self.client.enqueue(task, arguments, **options)
+        return await self.client.enqueue(as_call(task, arguments, options))
 
     async def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
         """Enqueue many calls in few round trips. Raises BatchError when some were not enqueued."""

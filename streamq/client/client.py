@@ -88,11 +88,11 @@ class Client:
             await self.runner.aclose()
 
     @overload
-    async def enqueue(self, task: TaskCall[R], /) -> TaskHandle[R]: ...
+    async def enqueue(self, task: TaskCall[R], /, **options: Unpack[CallOptions]) -> TaskHandle[R]: ...
     @overload
     async def enqueue(
         self,
-        task: TaskCall[Any] | str,
+        task: str,
         arguments: Mapping[str, Any] | None = None,
         /,
         **options: Unpack[CallOptions],

@@ -72,11 +72,11 @@ class SyncClient:
             self.runner.close()
 
     @overload
-    def enqueue(self, task: TaskCall[R], /) -> SyncTaskHandle[R]: ...
+    def enqueue(self, task: TaskCall[R], /, **options: Unpack[CallOptions]) -> SyncTaskHandle[R]: ...
     @overload
     def enqueue(
         self,
-        task: TaskCall[Any] | str,
+        task: str,
         arguments: Mapping[str, Any] | None = None,
         /,
         **options: Unpack[CallOptions],
