@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
-import os
 import pkgutil
 import sys
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 from streamq.app import StreamQ
@@ -32,8 +31,9 @@ def load_app(target: str) -> StreamQ:
         raise UsageError(target, f"write it as module:attribute, such as {EXAMPLE}")
     if module_name.endswith(".py") or "/" in module_name:
         raise UsageError(target, f"write the module's name with dots, not its file, such as {EXAMPLE}")
-    if sys.path[:1] != [os.getcwd()]:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if sys.path[:1] != [here]:
+        sys.path.insert(0, here)
     return _pick(target, _import(target, module_name), attribute)
 
 
@@ -54,18 +54,17 @@ def _import(target: str, name: str) -> ModuleType:
 
 def _no_module(name: str) -> str:
     parent, _, last = name.rpartition(".")
-    paths = list(importlib.import_module(parent).__path__) if parent else [os.getcwd()]
+    paths = list(importlib.import_module(parent).__path__) if parent else [str(Path.cwd())]
     known = [module.name for module in pkgutil.iter_modules(paths)]
-    place = f"in package {parent}" if parent else f"in {os.getcwd()} or on Python's path"
+    place = f"in package {parent}" if parent else f"in {Path.cwd()} or on Python's path"
     return f"no module {last!r} {place}{_did_you_mean(last, known)}"
 
 
 def _what_failed(name: str, error: BaseException) -> str:
     """The error in one line, with the place in the user's code that raised it."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
-    ]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if frame.filename.startswith(str(Path.cwd()))] or frames
+    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})"
     return f"cannot import {name}: {type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 

@@ -16,7 +16,6 @@ _MAX_PROCESSES = 1_000
 _OPTION_OF = {
     "queues": "--queue",
     "concurrency": "--concurrency",
-    "lease_ms": "--lease (in ms)",
     "grace_s": "--grace",
     "crash_limit": "--crash-limit",
     "worker_id": "--id",
@@ -82,7 +81,7 @@ def worker(
             "queues": parse_queues(queue or ["default"]),
             "concurrency": concurrency,
             "strict": strict,
-            "lease_ms": _milliseconds("--lease", lease),
+            "lease_ms": _lease_ms(lease),
             "grace_s": grace,
             "crash_limit": crash_limit,
             "worker_id": supervised or _new_id(name),
@@ -122,17 +121,18 @@ def parse_queues(words: list[str]) -> dict[str, int]:
     return queues
 
 
-def _milliseconds(option: str, seconds: float) -> int:
+def _lease_ms(seconds: float) -> int:
     from streamq.errors import UsageError
 
-    if not 0 <= seconds <= 86_400:
-        raise UsageError(option, "must be a number of seconds up to a day")
+    if not 0.3 <= seconds <= 86_400:
+        raise UsageError("--lease", "must be from 0.3 seconds to a day")
     return round(seconds * 1000)
 
 
 def _option_of(field: str) -> str:
-    name, bracket, rest = field.partition("[")
-    return f"{_OPTION_OF.get(name, name)}{f' {rest.rstrip("]")}' if bracket else ''}"
+    """How the user wrote the setting: ``queues[mail]`` is ``--queue mail``."""
+    name, _, item = field.rstrip("]").partition("[")
+    return f"{_OPTION_OF.get(name, name)} {item}".rstrip()
 
 
 def _new_id(name: str | None) -> str:

@@ -51,8 +51,10 @@ class Backoff:
 
 
 class Supervisor:
-    """``count`` children. ``start`` starts a worker process with the id it is given; it ends with
-    exit code 0 when it has given everything back. ``recover`` recovers all entries of a worker id.
+    """``count`` children, until it is told to stop.
+
+    ``start`` starts a worker process with the id it is given, which ends with exit code 0 when it has
+    given everything back. ``recover`` recovers all entries of a worker id.
     """
 
     def __init__(
