@@ -16,9 +16,11 @@ for i = 2, #ARGV do
   if redis.call('XACK', lane, 'w', entry) == 1 and found then
     local f = {}
     for k = 1, #found[2], 2 do f[found[2][k]] = found[2][k + 1] end
+    -- An entry that is no task goes on as one without a message, which a worker archives.
+    local id, message = f.id or entry, f.m or ''
     redis.call('XDEL', lane, entry)
-    local fresh = redis.call('XADD', front, '*', 'id', f.id, 'm', f.m, 'l', f.l or letter, 'c', f.c or '0')
-    redis.call('HSET', index, f.id, 'f' .. fresh)
+    local fresh = redis.call('XADD', front, '*', 'id', id, 'm', message, 'l', f.l or letter, 'c', f.c or '0')
+    redis.call('HSET', index, id, 'f' .. fresh)
     words[#words + 1] = 'ok'
   else
     words[#words + 1] = 'lost'

@@ -15,7 +15,7 @@ import redis
 
 from streamq.broker import inspecting, moving, producing, steering, working
 from streamq.broker.address import Address
-from streamq.broker.command import Command
+from streamq.broker.command import Command, Word
 from streamq.broker.inspecting import Found
 from streamq.broker.keys import GROUP, Keys, QueueKeys
 from streamq.broker.producing import OWN_ID, how
@@ -72,7 +72,7 @@ class Stage:
         """One enqueue call; the message of each task is ``m-<id>`` unless given. Answers its words."""
         first = how(lane, conflict, delay_ms, at_ms)
         tasks = [(first, id_, message or f"m-{id_}".encode()) for id_ in ids]
-        return self.send(self.next_sequence(), *tasks).words
+        return list(self.send(self.next_sequence(), *tasks).words)
 
     def send(self, sequence: int, *tasks: EnqueueWords, producer: str = "p") -> producing.Enqueued:
         words = [word for task in tasks for word in task]
@@ -173,10 +173,10 @@ class Stage:
 
     def let_idle(self, *entries: Entry, ms: int = 60_000, consumer: str = "w1") -> None:
         """Make entries as idle as if their worker had been silent for ``ms``."""
+        lane = self.queue.lanes[entries[0].lane]
         ids = [entry.entry_id for entry in entries]
-        self.redis.execute_command(
-            "XCLAIM", self.queue.lanes[entries[0].lane], GROUP, consumer, 0, *ids, "IDLE", ms, "JUSTID"
-        )
+        words: tuple[Word, ...] = ("XCLAIM", lane, GROUP, consumer, 0, *ids, "IDLE", ms, "JUSTID")
+        assert self.run(Command(None, (lane,), words, list)) == ids
 
     def until(self, done: Callable[[], object]) -> None:
         """Wait until ``done`` answers something true."""
