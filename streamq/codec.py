@@ -32,16 +32,19 @@ def encode_payload(
     Raises PayloadError, naming the argument, for types that cannot be stored and for what is too
     large or too deep.
     """
+    # The outer containers are written by hand, value by value: cbor2 spends longer on them than on
+    # the usual arguments.
+    parts = [_PAIR, _head(_LIST, len(args))]
     for index, value in enumerate(args):
         if type(value) not in _ATOMS:
             _Walk(limits).check(value, f"args[{index}]", limits.depth)
+        parts.append(_dump(value, "args", index))
+    parts.append(_head(_MAP, len(kwargs)))
     for name, value in kwargs.items():
         if type(value) not in _ATOMS:
             _Walk(limits).check(value, name, limits.depth)
-    # The outer list of two is written by hand: cbor2 spends longer on it than on the arguments.
-    packed = _dump("payload", args, limits.payload_bytes)
-    named = _dump("payload", kwargs, limits.payload_bytes - len(packed)) if kwargs else _EMPTY_MAP
-    return b"".join((_PAIR, packed, named))
+        parts += (cbor2.dumps(name), _dump(value, name))
+    return _within("payload", b"".join(parts), limits.payload_bytes)
 
 
 def decode_payload(payload: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -58,7 +61,7 @@ def encode_result(value: object, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """CBOR of what a handler returned. Raises PayloadError."""
     if type(value) not in _ATOMS:
         _Walk(limits).check(value, "result", limits.depth)
-    return _dump("result", value, limits.result_bytes)
+    return _within("result", _dump(value, "result"), limits.result_bytes)
 
 
 def decode_result(stored: bytes) -> Any:
@@ -82,7 +85,7 @@ def decode_message(stored: bytes) -> Message:
 def check_headers(headers: Mapping[str, str], limits: Limits = DEFAULT_LIMITS) -> None:
     """Raises PayloadError when the headers are too large."""
     if headers:
-        _dump("headers", dict(headers), limits.headers_bytes)
+        _within("headers", _dump(dict(headers), "headers"), limits.headers_bytes)
 
 
 class MessageTemplate:
@@ -105,36 +108,44 @@ class MessageTemplate:
     def encode(self, payload: bytes, enqueued_ms: int) -> bytes:
         """The stored form of the message."""
         return b"".join(
-            (self._head, enqueued_ms.to_bytes(8, "big"), _PAYLOAD_KEY, _bytes_head(len(payload)), payload)
+            (self._head, enqueued_ms.to_bytes(8, "big"), _PAYLOAD_KEY, _head(_BYTES, len(payload)), payload)
         )
 
 
-_PAIR = b"\x82"  # a list of two (RFC 8949, 3.1, major type 4)
-_EMPTY_MAP = b"\xa0"
 _PAYLOAD_KEY = cbor2.dumps(KEY_PAYLOAD)
 
+# Major types of RFC 8949, 3.1, as the high bits of an item's first byte.
+_BYTES, _LIST, _MAP = 0x40, 0x80, 0xA0
+_PAIR = b"\x82"  # a list of two
 
-def _bytes_head(length: int) -> bytes:
-    """The head of a CBOR byte string (RFC 8949, 3.1, major type 2)."""
+
+def _head(major: int, length: int) -> bytes:
+    """The head of a CBOR item: its type and its length (RFC 8949, 3)."""
     if length < 24:
-        return bytes([0x40 + length])
+        return _SHORT_HEADS[major + length]
     if length < 1 << 8:
-        return bytes((0x58, length))
+        return bytes((major + 24, length))
     if length < 1 << 16:
-        return b"\x59" + length.to_bytes(2, "big")
-    return b"\x5a" + length.to_bytes(4, "big")
+        return bytes((major + 25,)) + length.to_bytes(2, "big")
+    return bytes((major + 26,)) + length.to_bytes(4, "big")
 
 
-def _dump(field: str, value: object, limit: int) -> bytes:
+_SHORT_HEADS = [bytes((first,)) for first in range(256)]
+
+
+def _dump(value: object, field: str, index: int | None = None) -> bytes:
     try:
-        encoded = cbor2.dumps(value)
+        return cbor2.dumps(value)
     except (cbor2.CBOREncodeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         # The text of the cause may show the value, so only its class is named.
-        raise PayloadError(field, f"cannot be stored as CBOR ({type(error).__name__})") from None
+        path = field if index is None else f"{field}[{index}]"
+        raise PayloadError(path, f"cannot be stored as CBOR ({type(error).__name__})") from None
+
+
+def _within(field: str, encoded: bytes, limit: int) -> bytes:
     if len(encoded) > limit:
-        raise PayloadError(
-            field, f"is {len(encoded)} bytes; the limit is {limit}. Pass a reference to large data"
-        )
+        problem = f"is {len(encoded)} bytes; the limit is {limit}. Pass a reference to large data"
+        raise PayloadError(field, problem)
     return encoded
 
 
