@@ -46,6 +46,9 @@ NO_TIMEOUT = 0
 """Stored ``timeout_ms`` of a task that asked for no limit, as opposed to not saying anything."""
 
 _PLAIN = 4
+_LARGEST = 2**63 - 1
+"""Of the numbers in a message. CBOR knows larger ones, which clocks, timers and scripts do not."""
+
 _TYPES = dict(FIELDS.values())
 _KEYS = {name: key for name, (key, _) in FIELDS.items()}
 
@@ -73,6 +76,8 @@ class Message:
             types = _TYPES.get(key)
             if types is not None and not isinstance(value, types):
                 raise MessageError(f"key {key!r} has the wrong type, {type(value).__name__}")
+            if types is int and not -_LARGEST <= value <= _LARGEST:
+                raise MessageError(f"key {key!r} is a number that means nothing here")
         if KEY_TYPE not in stored or KEY_PAYLOAD not in stored:
             raise MessageError("task type or payload is missing")
         self._stored = stored

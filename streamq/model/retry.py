@@ -117,7 +117,7 @@ class Retry:
             return self.delay.delay_ms(failures, spread)
         try:
             return duration_ms("retry.delay", self.delay(failures, error))  # type: ignore[operator]
-        except Exception:  # noqa: BLE001  # it is the user's code
+        except BaseException:  # noqa: BLE001  # it is the user's code
             return Exponential().delay_ms(failures, spread)
 
 

@@ -314,7 +314,7 @@ class Executor:
             told = hook(context, error) if hook is not None else None
             if inspect.isawaitable(told):
                 await told
-        except Exception:
+        except BaseException:  # also sys.exit: the hook must not end the worker
             log.exception("on_error raised id=%s type=%s", run.entry.task_id.decode(), message.type)
 
     def _record(self, run: Run, outcome: Outcome) -> None:

@@ -105,7 +105,7 @@ def _is_failure(definition: Definition, error: BaseException) -> bool:
         return True
     try:
         return bool(definition.is_failure(error))
-    except Exception:  # noqa: BLE001  # the user's predicate is broken: the safe reading is that the task failed
+    except BaseException:  # noqa: BLE001  # the user's predicate is broken: the task is taken to have failed
         return True
 
 
@@ -129,11 +129,16 @@ def _caused_by(error: BaseException, steering: type[BaseException]) -> bool:
 def _summary(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001  # an error whose text cannot be had is still an error
+    except BaseException:  # noqa: BLE001  # an error whose text cannot be had is still an error
         text = "(its text cannot be shown)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return _storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _traceback(error: BaseException) -> str:
     """Where it happened, without the texts of the errors: those stand in the summary."""
-    return "".join(traceback.format_tb(error.__traceback__))
+    return _storable("".join(traceback.format_tb(error.__traceback__)))
+
+
+def _storable(text: str) -> str:
+    """Half a surrogate pair (file names have them) is no text for CBOR, and would hold every outcome up."""
+    return text.encode("utf-8", "backslashreplace").decode()
