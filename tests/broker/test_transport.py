@@ -247,11 +247,6 @@ def test_a_senseless_time_limit_is_refused() -> None:
         Timeouts(reply_s=float("inf"))
 
 
-async def test_an_embedded_address_must_be_started_first() -> None:
-    with pytest.raises(AddressError, match="started first"):
-        await AsyncConnection.open(Address.parse("embedded://"))
-
-
 # TLS
 
 
