@@ -36,17 +36,19 @@ if pending[1] == 0 then return {'0-0', 0, 0, 0, 0, 0} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local taken = {}
+local taken, vanished = {}, 0
 if dead == '' then
   -- JUSTID, because 6.2 answers a vanished entry without its id otherwise.
   local claimed = redis.call('XAUTOCLAIM', lane, 'w', me, lease, cursor, 'COUNT', limit, 'JUSTID')
   cursor, taken = claimed[1], claimed[2]
+  -- From Redis 7 on, vanished entries are left out of the answer's second part and told in its third.
+  vanished = claimed[3] and #claimed[3] or 0
 else
   for _, row in ipairs(redis.call('XPENDING', lane, 'w', '-', '+', limit, dead)) do taken[#taken + 1] = row[1] end
   cursor = #taken == limit and '0-1' or '0-0'
 end
 
-local fronted, delayed, buried, vanished, earliest = 0, 0, 0, 0, nil
+local fronted, delayed, buried, earliest = 0, 0, 0, nil
 for _, entry in ipairs(taken) do
   local found = redis.call('XRANGE', lane, entry, entry)[1]
   redis.call('XACK', lane, 'w', entry)
@@ -56,24 +58,26 @@ for _, entry in ipairs(taken) do
     local f = {}
     for k = 1, #found[2], 2 do f[found[2][k]] = found[2][k + 1] end
     local home, crashes = f.l or letter, (tonumber(f.c) or 0) + 1
+    -- An entry that is no task goes on as one without a message, which a worker archives.
+    local id, message = f.id or entry, f.m or ''
     redis.call('XDEL', lane, entry)
     if crashes > crash_limit then
-      redis.call('HDEL', index, f.id)
-      redis.call('ZADD', archived, now, f.id)
-      redis.call('HSET', parked, f.id, home .. crashes .. '!crashed:' .. f.m)
-      redis.pcall('PUBLISH', ARGV[10] .. f.id, 'archived')
+      redis.call('HDEL', index, id)
+      redis.call('ZADD', archived, now, id)
+      redis.call('HSET', parked, id, home .. crashes .. '!crashed:' .. message)
+      redis.pcall('PUBLISH', ARGV[10] .. id, 'archived')
       buried = buried + 1
     elseif crashes > 1 then
       -- Not the first crash: the task itself may be what kills, so the fleet gets time between the blows.
       local due = now + backoff * 2 ^ (crashes - 2)
-      redis.call('HDEL', index, f.id)
-      redis.call('ZADD', retry, due, f.id)
-      redis.call('HSET', parked, f.id, home .. crashes .. ':' .. f.m)
+      redis.call('HDEL', index, id)
+      redis.call('ZADD', retry, due, id)
+      redis.call('HSET', parked, id, home .. crashes .. ':' .. message)
       if not earliest or due < earliest then earliest = due end
       delayed = delayed + 1
     else
-      local fresh = redis.call('XADD', front, '*', 'id', f.id, 'm', f.m, 'l', home, 'c', crashes)
-      redis.call('HSET', index, f.id, 'f' .. fresh)
+      local fresh = redis.call('XADD', front, '*', 'id', id, 'm', message, 'l', home, 'c', crashes)
+      redis.call('HSET', index, id, 'f' .. fresh)
       fronted = fronted + 1
     end
   end
