@@ -23,6 +23,9 @@ for k = 6, 7 do
   local waiting = KEYS[k]
   local ids = redis.call('ZRANGEBYSCORE', waiting, '-inf', now, 'LIMIT', 0, limit)
   if #ids > 0 then
+    -- After a write that needs no memory Redis lets the others pass when memory is full. Scheduled tasks alone may fill
+    -- it, and room is made only by running them. No task has an empty id.
+    redis.call('HDEL', parked, '')
     local values = redis.call('HMGET', parked, unpack(ids))
     local indexed = {}
     for i, id in ipairs(ids) do

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.broker.stage import Stage
+from tests.builds import BUILDS
 from tests.conftest import PrivateServer
 from tests.servers import Server
 
@@ -33,7 +34,7 @@ def stage7(server: Server, namespace: str) -> Iterator[Stage]:
     yield from played(server, namespace)
 
 
-@pytest.fixture
-def full(private_server: PrivateServer, namespace: str) -> Iterator[Stage]:
-    """A queue on a server of its own, which a test may fill: ``CONFIG SET maxmemory 1``."""
-    yield from played(private_server(maxmemory="0"), namespace)
+@pytest.fixture(params=BUILDS, ids=repr)
+def full(request: pytest.FixtureRequest, private_server: PrivateServer, namespace: str) -> Iterator[Stage]:
+    """A queue on a server of its own, of each kind, which a test may fill: ``CONFIG SET maxmemory 1``."""
+    yield from played(private_server(request.param, maxmemory="0"), namespace)
