@@ -1,0 +1,67 @@
+"""Delete: one task that is not running goes, with everything kept of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamq.model.lanes import Lane
+from tests.broker.stage import LONG_MS, Stage
+
+STATES = ("ready", "released", "scheduled", "retry", "completed", "archived")
+
+
+def every_state(stage: Stage) -> None:
+    """One task in each state that can be deleted, named after it."""
+    stage.release(*stage.started("released"))
+    stage.retry(*stage.started("retry"))
+    stage.retain(*stage.started("completed"))
+    stage.archive(*stage.started("archived"))
+    stage.enqueue("scheduled", delay_ms=LONG_MS)
+    stage.enqueue("ready", lane=Lane.LOW)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_task_goes_with_its_body_and_the_others_stay(stage: Stage, state: str) -> None:
+    """A113: in each state; nothing of it is left, its id is free again."""
+    every_state(stage)
+    assert stage.delete(state) == b"ok"
+    assert stage.find(state).state is None
+    assert not stage.find(state).orphan
+    for other in set(STATES) - {state}:
+        assert stage.find(other).state is not None
+    assert stage.delete(state) == b"missing"
+    assert stage.enqueue(state, conflict="x") == [b"ready"]
+
+
+def test_a_task_that_runs_is_refused(stage: Stage) -> None:
+    """A114: whoever holds it; its lease and its outcome stand."""
+    [entry] = stage.started("a", lane=Lane.HIGH)
+    before = stage.dump()
+    assert stage.delete("a") == b"active"
+    assert stage.dump() == before
+    assert stage.complete(entry) == [b"ok"]
+
+
+def test_an_unknown_task_is_missing_and_nothing_is_made(stage: Stage) -> None:
+    """A105."""
+    assert stage.delete("nobody") == b"missing"
+    assert stage.all_keys() == []
+
+
+def test_a_deleted_task_is_not_delivered(stage: Stage) -> None:
+    stage.enqueue("a", "b")
+    stage.fetch(count=1)
+    stage.enqueue("c")
+    assert stage.delete("b") == b"ok"
+    assert [entry.task_id for entry in stage.fetch("w2")] == [b"c"]
+
+
+def test_what_a_broken_index_points_to_can_be_deleted(stage: Stage) -> None:
+    """B3: an index entry whose stream entry is gone, and a body that no set names."""
+    stage.enqueue("gone")
+    stage.redis.delete(stage.queue.lanes[Lane.NORMAL])
+    stage.redis.hset(stage.queue.parked, "lonely", b"n0:m")
+    assert stage.find("gone").orphan
+    assert stage.find("lonely").orphan
+    assert stage.delete("gone") == stage.delete("lonely") == b"ok"
+    assert not stage.find("gone").orphan
