@@ -12,16 +12,23 @@ from streamq.broker.command import Word
 from streamq.broker.dial import Timeouts
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
-from streamq.broker.listener import Listener
-from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, register
+from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS
 from streamq.broker.runner import AsyncRunner
+from streamq.client.desk import Desk
 from streamq.client.encoding import Encoded, Encoder
 from streamq.client.handles import TaskHandle
-from streamq.client.outbox import Outbox
-from streamq.client.producer import Producer
 from streamq.client.waiting import RECHECK_S, judge
 from streamq.clock import monotonic_s
-from streamq.errors import BatchError, ResultTimeout, ServerError, StreamQError, TaskIdConflict, TaskNotFound
+from streamq.errors import (
+    BatchError,
+    ResultTimeout,
+    ServerError,
+    StreamQError,
+    TaskIdConflict,
+    TaskNotFound,
+    Unavailable,
+    UsageError,
+)
 from streamq.model.call import TaskCall, as_call
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.info import TaskInfo
@@ -64,11 +71,9 @@ class Client:
         self._owns_runner = runner is None
         self.runner = runner or AsyncRunner(address, timeouts=self.config.timeouts)
         self._encoder = Encoder(self.config.defaults, self.config.limits)
-        self._producer = Producer()
-        self._outboxes: dict[str, Outbox] = {}
-        self._registering: set[asyncio.Future[int]] = set()
-        self._listener: Listener | None = None
-        self._waiters: dict[bytes, set[asyncio.Event]] = {}
+        self._closed = False
+        self._desk: Desk | None = None  # the one used last
+        self._desks: dict[asyncio.AbstractEventLoop, Desk] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -77,13 +82,14 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Wait for what was submitted, then close. May be called twice."""
-        if self._listener is not None:
-            await self._listener.aclose()
-        for outbox in self._outboxes.values():
-            await outbox.drain()
-        if self._registering:
-            await asyncio.wait(self._registering)
+        """Wait for what was submitted on this event loop, then close. May be called twice.
+
+        Nothing can be enqueued any more; who waits for a result gets Unavailable.
+        """
+        self._closed = True
+        desk = self._desks.get(asyncio.get_running_loop())
+        if desk is not None:
+            await desk.aclose()
         if self._owns_runner:
             await self.runner.aclose()
 
@@ -108,9 +114,10 @@ class Client:
         return await self._enqueue(as_call(task, arguments, options))
 
     async def _enqueue(self, call: TaskCall[Any]) -> TaskHandle[Any]:
-        task = self._encoder.encode(call, self._producer)
+        desk = self._desk_here()
+        task = self._encoder.encode(call, desk.producer)
         words: list[Word] = [task.how, task.task_id.encode(), task.message]
-        answer = await self._outbox(task.queue).submit(words, len(task.message))
+        answer = await desk.outbox(task.queue).submit(words, len(task.message))
         handle = self._handle(task, answer[0])
         if isinstance(handle, StreamQError):
             raise handle
@@ -121,14 +128,20 @@ class Client:
 
         Raises BatchError when some were not enqueued; its ``results`` tell which.
         """
+        desk = self._desk_here()
         results: list[TaskHandle[R] | StreamQError] = []
         chunks: dict[str, _Chunk] = {}
         sent: list[_Chunk] = []
+        away: Unavailable | None = None
         for place, call in enumerate(calls):
             try:
-                task = self._encoder.encode(call, self._producer)
+                task = self._encoder.encode(call, desk.producer)
             except StreamQError as error:
                 results.append(error)
+                continue
+            if away is not None:
+                # One chunk has waited its time out for Redis: the rest must not wait, each in turn.
+                results.append(away)
                 continue
             results.append(TaskHandle(self, task.queue, task.task_id))
             chunk = chunks.get(task.queue)
@@ -136,13 +149,17 @@ class Client:
                 chunk = chunks[task.queue] = _Chunk(task.queue)
             chunk.add(place, task)
             if chunk.full:
-                sent.append(self._send(chunks.pop(task.queue)))
+                sent.append(chunks.pop(task.queue).send(desk))
                 # The next chunk is encoded while Redis works on this one, but no further ahead.
                 if len(sent) > 1:
-                    await asyncio.wait([sent[-2].sent_answer])
+                    away = await sent[-2].outage()
                 else:
                     await asyncio.sleep(0)
-        sent += [self._send(chunk) for chunk in chunks.values()]
+        if away is None:
+            sent += [chunk.send(desk) for chunk in chunks.values()]
+        else:
+            for chunk in chunks.values():
+                chunk.fail(away, results)
         for chunk in sent:
             await self._collect(chunk, results)
         handles = [item for item in results if isinstance(item, TaskHandle)]
@@ -163,87 +180,45 @@ class Client:
         """Wait for a task's result; see TaskHandle.result."""
         keys = self.keys.queue(check_key_name("queue", queue))
         deadline_s = None if timeout is None else monotonic_s() + duration_ms("timeout", timeout) / 1000
-        channel, woken = keys.done(task_id), asyncio.Event()
-        waiters = self._waiters.setdefault(channel, set())
-        waiters.add(woken)
-        try:
-            await self._listen(channel, deadline_s)
+        within_s = RECHECK_S if deadline_s is None else max(0.0, deadline_s - monotonic_s())
+        # Subscribed before the first look, so that no notice falls between the two.
+        async with self._desk_here().notices.of(keys.done(task_id), within_s) as notice:
             while True:
-                woken.clear()
                 verdict = judge(queue, task_id, await self.runner.run(find(keys, task_id)))
                 if verdict.over:
                     return verdict.result
                 left_s = RECHECK_S if deadline_s is None else min(RECHECK_S, deadline_s - monotonic_s())
                 if left_s <= 0:
                     raise ResultTimeout(queue, task_id, "is not finished yet")
-                await _wait(woken, left_s)
-        finally:
-            waiters.discard(woken)
-            if not waiters and self._waiters.pop(channel, None) is not None and self._listener is not None:
-                self._listener.unsubscribe(channel)
+                await notice.wait(left_s)
 
     async def ping(self) -> None:
         """Connect, if need be. Raises ServerError when Redis cannot be reached."""
         await self.runner.connect()
 
-    async def _listen(self, channel: bytes, deadline_s: float | None) -> None:
-        """Have the channel subscribed before the first look, so that no notice falls between the two."""
-        if self._listener is None:
-            self._listener = Listener(self.runner.address, self._on_notice, on_connect=self._wake_all)
-        try:
-            async with asyncio.timeout(
-                RECHECK_S if deadline_s is None else max(0.0, deadline_s - monotonic_s())
-            ):
-                await self._listener.subscribe(channel)
-        except (TimeoutError, ServerError):
-            return  # The looks every RECHECK_S carry the wait.
+    def _desk_here(self) -> Desk:
+        """This client's desk on the running loop. Raises UsageError when the client is closed."""
+        desk = self._desk
+        if desk is None or self._closed or desk.loop is not asyncio.get_running_loop():
+            desk = self._desk = self._find_desk()
+        return desk
 
-    def _on_notice(self, channel: bytes, payload: bytes) -> None:
-        for waiter in self._waiters.get(channel, ()):
-            waiter.set()
-
-    def _wake_all(self) -> None:
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.set()
-
-    def _outbox(self, queue: str) -> Outbox:
-        outbox = self._outboxes.get(queue)
-        if outbox is None:
-            outbox = self._outboxes[queue] = Outbox(
-                runner=self.runner,
-                queue=self.keys.queue(queue),
-                producer=self._producer,
-                timeout_s=self.config.enqueue_timeout_s,
-                on_new_queue=self._register,
-            )
-            self._register(queue)
-        return outbox
-
-    def _register(self, queue: str) -> None:
-        """Tell the registry of the queue. It lies in another slot, so the enqueue script cannot do it.
-
-        A failure is no error of the enqueue: workers register the queues they serve as well.
-        """
-        registering = self.runner.post(register(self.keys.queues, queue))
-        self._registering.add(registering)
-        registering.add_done_callback(self._registered)
-
-    def _registered(self, registering: asyncio.Future[int]) -> None:
-        self._registering.discard(registering)
-        if not registering.cancelled():
-            registering.exception()
-
-    def _send(self, chunk: _Chunk) -> _Chunk:
-        chunk.answer = self._outbox(chunk.queue).submit(chunk.words, chunk.size)
-        return chunk
+    def _find_desk(self) -> Desk:
+        if self._closed:
+            raise UsageError("client", "is closed")
+        loop = asyncio.get_running_loop()
+        if loop not in self._desks:
+            for old in [old for old in self._desks if old.is_closed()]:
+                self._desks.pop(old, None)
+            config = self.config
+            self._desks[loop] = Desk(self.runner, self.keys, config.timeouts, config.enqueue_timeout_s)
+        return self._desks[loop]
 
     async def _collect(self, chunk: _Chunk, results: list[TaskHandle[R] | StreamQError]) -> None:
         try:
             words = await chunk.sent_answer
         except ServerError as error:
-            for place in chunk.places:
-                results[place] = error
+            chunk.fail(error, results)
             return
         for place, word in zip(chunk.places, words, strict=True):
             if word not in _CREATED:
@@ -287,16 +262,28 @@ class _Chunk:
     def full(self) -> bool:
         return len(self.places) >= MAX_BATCH_TASKS or self.size >= MAX_BATCH_BYTES
 
+    def send(self, desk: Desk) -> Self:
+        self.answer = desk.outbox(self.queue).submit(self.words, self.size)
+        self.answer.add_done_callback(_heard)  # even if the caller is cancelled before it asks
+        return self
+
+    def fail(self, error: ServerError, results: list[Any]) -> None:
+        for place in self.places:
+            results[place] = error
+
     @property
     def sent_answer(self) -> asyncio.Future[Sequence[bytes]]:
         if self.answer is None:
             raise RuntimeError("not sent yet")
         return self.answer
 
+    async def outage(self) -> Unavailable | None:
+        """Wait for the answer; the error, when Redis could not be reached in time."""
+        await asyncio.wait([self.sent_answer])
+        error = self.sent_answer.exception()
+        return error if isinstance(error, Unavailable) else None
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+
+def _heard(answer: asyncio.Future[Sequence[bytes]]) -> None:
+    if not answer.cancelled():
+        answer.exception()

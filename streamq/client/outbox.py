@@ -5,12 +5,15 @@ then goes out as one batch. There is no timer: at low load each call goes at onc
 batches grow by themselves. Everything runs in callbacks, without a task per enqueue.
 
 When the reply is lost, the same batch is sent again under the same sequence number until an answer
-comes or the time limit is over; the script adds nothing twice.
+comes or the time limit is over; the script adds nothing twice. The limit counts from the oldest
+caller of the batch, and what waited its time out behind a failed batch fails with it: however many
+wait for a Redis that is away, each hears of it in time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from streamq.broker.command import Command, Word
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue
 from streamq.clock import monotonic_s
-from streamq.errors import ServerError, StreamQError, Unavailable
+from streamq.errors import ServerError, ServerTimeout, StreamQError, Unavailable
 
 if TYPE_CHECKING:
     from streamq.broker.keys import QueueKeys
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+_LEAST_ATTEMPT_S = 0.1
+"""One attempt is worth making however little time is left."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +45,7 @@ class Parcel:
     size: int
     """Bytes of all messages."""
     answer: asyncio.Future[Sequence[bytes]]
+    deadline_s: float
 
     @property
     def count(self) -> int:
@@ -50,55 +56,58 @@ class Parcel:
 class _Batch:
     command: Command[Enqueued]
     parcels: list[Parcel]
-    deadline_s: float
+
+    @property
+    def deadline_s(self) -> float:
+        return self.parcels[0].deadline_s
 
 
 @dataclass(slots=True, eq=False)
 class Outbox:
-    """The enqueue calls of one client into one queue."""
+    """The enqueue calls of one client into one queue, on one event loop."""
 
     runner: AsyncRunner
     queue: QueueKeys
     producer: Producer
     timeout_s: float
-    """How long a batch is sent again before its callers get the error."""
+    """How long an enqueue is tried before its caller gets the error."""
+    reply_s: float
+    """How long one reply may take."""
     on_new_queue: Callable[[str], None]
     _waiting: deque[Parcel] = field(default_factory=deque)
-    _last: asyncio.Future[Sequence[bytes]] | None = None
     _in_flight: bool = False
-    _resending: set[asyncio.Task[None]] = field(default_factory=set)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _trying: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.reply_s = min(self.reply_s, max(self.timeout_s, _LEAST_ATTEMPT_S))
 
     def submit(self, words: list[Word], size: int) -> asyncio.Future[Sequence[bytes]]:
         """Send tasks with the next call; the future gets one word per task, or the error of the call."""
         answer: asyncio.Future[Sequence[bytes]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Parcel(words, size, answer))
-        self._last = answer
+        self._waiting.append(Parcel(words, size, answer, monotonic_s() + self.timeout_s))
         if not self._in_flight:
             self._send_next()
         return answer
 
     async def drain(self) -> None:
-        """Wait until everything submitted has been answered."""
-        while self._last is not None and not self._last.done():
-            await asyncio.wait([self._last])
-
-    def abandon(self) -> None:
-        """Stop sending again; what waits gets an error. For closing without Redis."""
-        for task in self._resending:
-            task.cancel()
+        """Wait until everything submitted has been answered, whether or not its caller still listens."""
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
 
     def _send_next(self) -> None:
         parcels = self._take()
         if not parcels:
             self._in_flight = False
+            self._idle.set()
             return
         self._in_flight = True
         words = (
             parcels[0].words if len(parcels) == 1 else [word for parcel in parcels for word in parcel.words]
         )
         sequence = self.producer.next_sequence(self.queue.name)
-        command = enqueue(self.queue, self.producer.id, sequence, words)
-        self._post(_Batch(command, parcels, monotonic_s() + self.timeout_s))
+        self._send(_Batch(enqueue(self.queue, self.producer.id, sequence, words), parcels))
 
     def _take(self) -> list[Parcel]:
         """The parcels of the next call: as many as fit, at least one."""
@@ -113,16 +122,17 @@ class Outbox:
             parcels.append(self._waiting.popleft())
         return parcels
 
-    def _post(self, batch: _Batch) -> None:
-        reply = self.runner.post(batch.command)
+    def _send(self, batch: _Batch) -> None:
+        if not self.runner.connected:
+            self._try(batch)
+            return
+        reply = self.runner.post(batch.command, limit_s=self.reply_s)
         reply.add_done_callback(lambda reply: self._on_reply(batch, reply))
 
     def _on_reply(self, batch: _Batch, reply: asyncio.Future[Enqueued]) -> None:
         error = asyncio.CancelledError() if reply.cancelled() else reply.exception()
         if isinstance(error, Unavailable) and monotonic_s() < batch.deadline_s:
-            resend = asyncio.get_running_loop().create_task(self._resend(batch), name="streamq-outbox-resend")
-            self._resending.add(resend)
-            resend.add_done_callback(self._resending.discard)
+            self._try(batch)
             return
         if error is None:
             self._deliver(batch, reply.result())
@@ -130,28 +140,45 @@ class Outbox:
             self._refuse(batch, error)
         self._send_next()
 
-    async def _resend(self, batch: _Batch) -> None:
-        pause_s = _FIRST_PAUSE_S
-        error: BaseException = Unavailable("the client was closed before Redis answered")
+    def _try(self, batch: _Batch) -> None:
+        """The slow way, with a task: connect first, and send again where need be."""
+        trying = asyncio.get_running_loop().create_task(self._try_until_late(batch), name="streamq-outbox")
+        self._trying.add(trying)
+        trying.add_done_callback(self._trying.discard)
+
+    async def _try_until_late(self, batch: _Batch) -> None:
         try:
-            while True:
-                try:
-                    enqueued = await self.runner.run(batch.command)
-                except Unavailable as failure:
-                    error = failure
-                    if monotonic_s() + pause_s >= batch.deadline_s:
-                        break
-                    await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-                except ServerError as failure:
-                    error = failure
-                    break
-                else:
-                    self._deliver(batch, enqueued)
-                    return
-        finally:
+            self._deliver(batch, await self._answer(batch))
+        except asyncio.CancelledError as error:
+            # The loop is ending: nothing sent from here on would find anybody to answer to.
             self._refuse(batch, error)
+            self._refuse_waiting(error, until_s=math.inf)
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, its callers must hear of it
+            self._refuse(batch, error)
+        finally:
             self._send_next()
+
+    async def _answer(self, batch: _Batch) -> Enqueued:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._attempt(batch)
+            except Unavailable:
+                if monotonic_s() + pause_s >= batch.deadline_s:
+                    raise
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _attempt(self, batch: _Batch) -> Enqueued:
+        left_s = max(batch.deadline_s - monotonic_s(), _LEAST_ATTEMPT_S)
+        try:
+            async with asyncio.timeout(left_s):
+                return await self.runner.run(batch.command, limit_s=self.reply_s)
+        except TimeoutError as error:
+            if isinstance(error, ServerError):
+                raise
+            raise ServerTimeout(f"{self.runner.address}: no answer within the time limit") from None
 
     def _deliver(self, batch: _Batch, enqueued: Enqueued) -> None:
         if enqueued.new_queue:
@@ -168,12 +195,23 @@ class Outbox:
         for parcel in batch.parcels:
             if not parcel.answer.done():
                 parcel.answer.set_exception(_fresh(error))
+        if isinstance(error, Unavailable):
+            self._refuse_waiting(error, until_s=monotonic_s())
+
+    def _refuse_waiting(self, error: BaseException, *, until_s: float) -> None:
+        """Refuse what waits and whose time is over by then."""
+        while self._waiting and self._waiting[0].deadline_s <= until_s:
+            parcel = self._waiting.popleft()
+            if not parcel.answer.done():
+                parcel.answer.set_exception(_fresh(error))
 
 
 def _fresh(error: BaseException) -> BaseException:
     """An error of its own for each caller: raising one object in many tasks mixes their tracebacks."""
-    if not isinstance(error, StreamQError):
+    if isinstance(error, asyncio.CancelledError):
         return Unavailable("the client was closed before Redis answered")
+    if not isinstance(error, StreamQError):
+        return error
     copy: Any = error.__reduce__()
     fresh: BaseException = copy[0](*copy[1])
     fresh.__cause__ = error.__cause__

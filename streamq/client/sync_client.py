@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from streamq.broker.address import Address
 from streamq.broker.command import Command, Word
+from streamq.broker.dial import Timeouts
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
 from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.client import ClientConfig
-from streamq.client.encoding import Encoder
+from streamq.client.encoding import Encoded, Encoder
 from streamq.client.handles import SyncTaskHandle
 from streamq.client.producer import Producer
 from streamq.client.waiting import RECHECK_S, judge
@@ -25,10 +28,12 @@ from streamq.errors import (
     BatchError,
     ResultTimeout,
     ServerError,
+    ServerTimeout,
     StreamQError,
     TaskIdConflict,
     TaskNotFound,
     Unavailable,
+    UsageError,
 )
 from streamq.model.call import TaskCall, as_call
 from streamq.model.durations import Duration, duration_ms
@@ -40,6 +45,7 @@ R = TypeVar("R")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+_LEAST_ATTEMPT_S = 0.1
 
 
 class SyncClient:
@@ -54,10 +60,12 @@ class SyncClient:
         self.config = config or ClientConfig()
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
-        self.runner = runner or SyncRunner(address, timeouts=self.config.timeouts)
+        self.runner = runner or SyncRunner(address, timeouts=_within(self.config))
         self._encoder = Encoder(self.config.defaults, self.config.limits)
         self._producer = Producer()
-        self._turn = threading.Lock()
+        self._turns = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
         self._registered: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -67,7 +75,8 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. May be called twice."""
+        """Close the connection. May be called twice. Nothing can be enqueued any more."""
+        self._closed = True
         if self._owns_runner:
             self.runner.close()
 
@@ -90,11 +99,12 @@ class SyncClient:
         (Unavailable once ``enqueue_timeout_s`` is over).
         """
         call = as_call(task, arguments, options)
-        with self._turn:
-            encoded = self._encoder.encode(call, self._producer)
-            words = self._send(encoded.queue, [encoded.how, encoded.task_id.encode(), encoded.message])
+        encoded = self._encoder.encode(call, self._producer)
+        words: list[Word] = [encoded.how, encoded.task_id.encode(), encoded.message]
+        with self._turn() as deadline_s:
+            answer = self._send(encoded.queue, words, deadline_s)
         fresh: SyncTaskHandle[Any] = SyncTaskHandle(self, encoded.queue, encoded.task_id)
-        handle = self._handle(fresh, words[0])
+        handle = self._handle(fresh, answer[0])
         if isinstance(handle, StreamQError):
             raise handle
         return handle
@@ -106,22 +116,20 @@ class SyncClient:
         """
         results: list[SyncTaskHandle[R] | StreamQError] = []
         chunks: dict[str, _Chunk] = {}
+        away: Unavailable | None = None
         for place, call in enumerate(calls):
             try:
-                with self._turn:
-                    task = self._encoder.encode(call, self._producer)
-            except StreamQError as error:
+                task = self._encoder.encode(call, self._producer)
+            except UsageError as error:
                 results.append(error)
                 continue
             results.append(SyncTaskHandle(self, task.queue, task.task_id))
             chunk = chunks.setdefault(task.queue, _Chunk())
-            chunk.places.append(place)
-            chunk.words += (task.how, task.task_id.encode(), task.message)
-            chunk.size += len(task.message)
-            if len(chunk.places) >= MAX_BATCH_TASKS or chunk.size >= MAX_BATCH_BYTES:
-                self._send_chunk(task.queue, chunks.pop(task.queue), results)
+            chunk.add(place, task)
+            if chunk.full:
+                away = self._send_chunk(task.queue, chunks.pop(task.queue), results, away)
         for queue, chunk in chunks.items():
-            self._send_chunk(queue, chunk, results)
+            away = self._send_chunk(queue, chunk, results, away)
         handles = [item for item in results if isinstance(item, SyncTaskHandle)]
         if len(handles) < len(results):
             raise BatchError(results)
@@ -155,36 +163,71 @@ class SyncClient:
         """Connect, if need be. Raises ServerError when Redis cannot be reached."""
         self.runner.connect()
 
-    def _send_chunk(self, queue: str, chunk: _Chunk, results: list[SyncTaskHandle[R] | StreamQError]) -> None:
+    @contextmanager
+    def _turn(self) -> Iterator[float]:
+        """This thread's turn, and until when an enqueue in it may try.
+
+        Raises UsageError when the client is closed, ServerTimeout when other threads' turns take too long.
+        """
+        if self._closed:
+            raise UsageError("client", "is closed")
+        if self._pid != os.getpid():
+            self._turns = threading.Lock()  # the parent's may have been held when it forked
+            self._pid = os.getpid()
+        deadline_s = monotonic_s() + self.config.enqueue_timeout_s
+        turns = self._turns
+        if not turns.acquire(timeout=self.config.enqueue_timeout_s):
+            raise ServerTimeout(f"{self.runner.address}: other threads wait for an answer, too")
         try:
-            with self._turn:
-                words = self._send(queue, chunk.words)
+            yield deadline_s
+        finally:
+            turns.release()
+
+    def _send_chunk(
+        self,
+        queue: str,
+        chunk: _Chunk,
+        results: list[SyncTaskHandle[R] | StreamQError],
+        away: Unavailable | None,
+    ) -> Unavailable | None:
+        """Send it, unless Redis is ``away``: one chunk has waited, the rest must not wait each in turn."""
+        try:
+            if away is not None:
+                raise away
+            with self._turn() as deadline_s:
+                words = self._send(queue, chunk.words, deadline_s)
         except ServerError as error:
             for place in chunk.places:
                 results[place] = error
-            return
+            return error if isinstance(error, Unavailable) else None
         for place, word in zip(chunk.places, words, strict=True):
             handle = results[place]
             if isinstance(handle, SyncTaskHandle):
                 results[place] = self._handle(handle, word)
+        return None
 
-    def _send(self, queue: str, words: list[Word]) -> Sequence[bytes]:
+    def _send(self, queue: str, words: list[Word], deadline_s: float) -> Sequence[bytes]:
         """One call, sent again under its own sequence number until it is answered or time is up."""
-        keys = self.keys.queue(queue)
-        command = enqueue(keys, self._producer.id, self._producer.next_sequence(queue), words)
-        enqueued = self._run(command)
+        sequence = self._producer.next_sequence(queue)  # first: after a fork it renews the id
+        command = enqueue(self.keys.queue(queue), self._producer.id, sequence, words)
+        enqueued = self._run(command, deadline_s)
         if enqueued.new_queue or queue not in self._registered:
-            self.runner.run(register(self.keys.queues, queue))
-            self._registered.add(queue)
+            self._register(queue)
         return enqueued.words
 
-    def _run(self, command: Command[Enqueued]) -> Enqueued:
-        deadline_s, pause_s = monotonic_s() + self.config.enqueue_timeout_s, _FIRST_PAUSE_S
+    def _register(self, queue: str) -> None:
+        """A failure is no error of the enqueue: workers register the queues they serve as well."""
+        with suppress(ServerError):
+            self.runner.run(register(self.keys.queues, queue))
+            self._registered.add(queue)
+
+    def _run(self, command: Command[Enqueued], deadline_s: float) -> Enqueued:
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return self.runner.run(command)
             except Unavailable:
-                if monotonic_s() + pause_s >= deadline_s:
+                if monotonic_s() + pause_s >= deadline_s or self._closed:
                     raise
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -208,3 +251,20 @@ class _Chunk:
         self.places: list[int] = []
         self.words: list[Word] = []
         self.size = 0
+
+    def add(self, place: int, task: Encoded) -> None:
+        self.places.append(place)
+        self.words += (task.how, task.task_id.encode(), task.message)
+        self.size += len(task.message)
+
+    @property
+    def full(self) -> bool:
+        return len(self.places) >= MAX_BATCH_TASKS or self.size >= MAX_BATCH_BYTES
+
+
+def _within(config: ClientConfig) -> Timeouts:
+    """A blocking attempt cannot be broken off, so none may take longer than an enqueue may."""
+    longest_s = max(config.enqueue_timeout_s, _LEAST_ATTEMPT_S)
+    return Timeouts(
+        connect_s=min(config.timeouts.connect_s, longest_s), reply_s=min(config.timeouts.reply_s, longest_s)
+    )
