@@ -27,6 +27,7 @@ from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import Entry
 from streamq.errors import PermissionDenied, ServerError
 from streamq.model.lanes import LANES, Lane
+from streamq.worker.complaints import Complaints
 from streamq.worker.draw import Draw
 from streamq.worker.held import Source
 
@@ -75,6 +76,7 @@ class Fetcher:
         self._backlogged = backlogged
         self._give_back = give_back
         self._is_held = is_held
+        self._complaints = Complaints(log)
         self._busy_lane: dict[str, Lane | None] = {}
         self._quiet = False
         self._connection = 0
@@ -116,12 +118,13 @@ class Fetcher:
                 elif not self._quiet:
                     await self.run_once(block=True)
                 pause_s = _FIRST_PAUSE_S
+                self._complaints.clear()
             except NoGroup:
                 # Someone deleted a lane or flushed the server. What is left in it must be delivered.
                 log.warning("a lane has lost its group; creating it again")
                 self._connection = 0
             except ServerError as error:
-                log.warning("cannot fetch, trying again error=%s", error)
+                self._complaints.note("cannot fetch", error)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 

@@ -15,6 +15,7 @@ from streamq.broker.keys import QueueKeys
 from streamq.broker.moving import forward
 from streamq.broker.runner import AsyncRunner
 from streamq.errors import ServerError
+from streamq.worker.complaints import Complaints
 
 log = logging.getLogger("streamq.forwarder")
 
@@ -35,6 +36,7 @@ class Forwarder:
         self._queues = list(queues)
         self._on_paused = on_paused
         self._woken = asyncio.Event()
+        self._complaints = Complaints(log)
         self.forwarded = 0
 
     def wake(self) -> None:
@@ -47,9 +49,10 @@ class Forwarder:
             self._woken.clear()
             try:
                 next_ms = await self.run_once()
+                self._complaints.clear()
                 pause_s = _LONGEST_S if next_ms < 0 else min(_LONGEST_S, next_ms / 1000)
             except ServerError as error:
-                log.warning("cannot forward, trying again error=%s", error)
+                self._complaints.note("cannot forward", error)
                 pause_s = _RETRY_S * random.uniform(1, 2)
             await self._sleep(pause_s)
 

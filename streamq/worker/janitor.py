@@ -14,6 +14,7 @@ from streamq.broker import moving, presence
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.runner import AsyncRunner
 from streamq.errors import ServerError
+from streamq.worker.complaints import Complaints
 
 log = logging.getLogger("streamq.janitor")
 
@@ -34,6 +35,7 @@ class Janitor:
         self._keys = keys
         self._queues = list(queues)
         self._archive_age_ms = archive_age_ms
+        self._complaints = Complaints(log)
         self.purged = 0
 
     async def run(self) -> None:
@@ -43,13 +45,14 @@ class Janitor:
             pause_s = _LONGEST_S
             try:
                 next_ms = await self.run_once()
+                self._complaints.clear()
                 if 0 <= next_ms < _LONGEST_S * 1000:
                     pause_s = max(0.05, next_ms / 1000)
                 if since_sweep_s >= _SWEEP_S:
                     await self.sweep()
                     since_sweep_s = 0.0
             except ServerError as error:
-                log.warning("cannot clean up, trying again error=%s", error)
+                self._complaints.note("cannot clean up", error)
             pause_s *= random.uniform(1.0, 1.2)
             since_sweep_s += pause_s
             await asyncio.sleep(pause_s)

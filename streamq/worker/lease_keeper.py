@@ -15,6 +15,7 @@ from streamq.broker import working
 from streamq.broker.sync_runner import SyncRunner
 from streamq.clock import monotonic_s
 from streamq.errors import ServerError
+from streamq.worker.complaints import Complaints
 
 log = logging.getLogger("streamq.lease_keeper")
 
@@ -41,6 +42,7 @@ class LeaseKeeper:
         self._period_s = lease_ms / 3000
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._complaints = Complaints(log)
         self.renewed = 0
 
     def start(self) -> None:
@@ -62,10 +64,11 @@ class LeaseKeeper:
             started_s = monotonic_s()
             try:
                 self.run_once()
+                self._complaints.clear()
                 pause_s = max(0.0, self._period_s - (monotonic_s() - started_s))
             except ServerError as error:
                 if not self._stopping.is_set():
-                    log.warning("cannot renew leases, trying again error=%s", error)
+                    self._complaints.note("cannot renew leases", error)
                 pause_s = min(_RETRY_S, self._period_s)
             except Exception:
                 # Without this thread every lease runs out, so nothing may end it.

@@ -15,6 +15,7 @@ from streamq.broker.runner import AsyncRunner
 from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.model.info import WorkerInfo
+from streamq.worker.complaints import Complaints
 
 log = logging.getLogger("streamq.presence")
 
@@ -38,14 +39,16 @@ class Presence:
         self._clock = clock
         self._describe = describe
         self._period_s = period_s
+        self._complaints = Complaints(log)
 
     async def run(self) -> None:
         """Announce until cancelled. An announcement that fails is logged and tried again."""
         while True:
             try:
                 await self.run_once()
+                self._complaints.clear()
             except ServerError as error:
-                log.warning("cannot announce this worker error=%s", error)
+                self._complaints.note("cannot announce this worker", error)
             await asyncio.sleep(self._period_s)
 
     async def run_once(self) -> None:

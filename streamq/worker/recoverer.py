@@ -18,6 +18,7 @@ from streamq.broker.working import Recovered
 from streamq.clock import ServerClock, utc_day
 from streamq.errors import ServerError
 from streamq.model.lanes import LANES, Lane
+from streamq.worker.complaints import Complaints
 
 log = logging.getLogger("streamq.recoverer")
 
@@ -47,6 +48,7 @@ class Recoverer:
         self._crash_limit = crash_limit
         self._backoff_ms = backoff_ms
         self._connection = 0
+        self._complaints = Complaints(log)
         self.recovered = 0
 
     async def run(self) -> None:
@@ -56,8 +58,9 @@ class Recoverer:
                 pause_s = await self._wait_before_pass()
                 if not pause_s:
                     pause_s = self._next_pass_s(await self.run_once())
+                self._complaints.clear()
             except ServerError as error:
-                log.warning("cannot look for expired leases error=%s", error)
+                self._complaints.note("cannot look for expired leases", error)
                 pause_s = _PASS_S
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
 

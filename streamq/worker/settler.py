@@ -23,6 +23,7 @@ from streamq.codec import encode_message
 from streamq.errors import ServerError
 from streamq.model.message import Message
 from streamq.model.parked import Parked, Reason
+from streamq.worker.complaints import Complaints
 from streamq.worker.held import Held, Run, Source
 from streamq.worker.outcome import Archive, Complete, Outcome, Release, Retain, RetryLater
 
@@ -61,6 +62,7 @@ class Settler:
         self._waiting: dict[_Bucket, list[_Item]] = {}
         self._unanswered: list[_Batch] = []
         self._loop_task: asyncio.Task[None] | None = None
+        self._complaints = Complaints(log)
         self.unsettled = 0
         """Outcomes taken that Redis has not confirmed."""
         self.settled = 0
@@ -97,8 +99,9 @@ class Settler:
                 try:
                     await self.run_once()
                     pause_s = _FIRST_PAUSE_S
+                    self._complaints.clear()
                 except ServerError as error:
-                    log.warning("outcomes wait for redis unsettled=%d error=%s", self.unsettled, error)
+                    self._complaints.note("outcomes wait for redis", error)
                     await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                     pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         finally:

@@ -32,6 +32,7 @@ from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
+from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
 from streamq.worker.draw import Draw, normalised
 from streamq.worker.executor import Executor
@@ -157,6 +158,7 @@ class Worker:
                 stack.push_async_callback(runner.aclose)
             if not await self._connect():
                 return
+            stack.push_async_callback(self._leave)
             if self.config.lifespan is not None:
                 self.executor.state = await stack.enter_async_context(self.config.lifespan())
             log.info("worker started id=%s queues=%s", self.id, ",".join(self.queues))
@@ -181,8 +183,10 @@ class Worker:
                         task.cancel()
         finally:
             await asyncio.get_running_loop().run_in_executor(None, self.lease_keeper.stop)
-            with suppress(ServerError):
-                await self.presence.leave()
+
+    async def _leave(self) -> None:
+        with suppress(ServerError):
+            await self.presence.leave()
 
     async def _fetch_until_quiet(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -242,6 +246,7 @@ class Worker:
 
     async def _connect(self) -> bool:
         """Wait for Redis; False when stopped before it came."""
+        complaints = Complaints(log)
         while not self._stopped.is_set():
             try:
                 await self.presence.run_once()
@@ -249,11 +254,12 @@ class Worker:
                 for name, queue in self.queues.items():
                     self.fetcher.set_paused(name, paused=await self._control.run(is_paused(queue)))
             except ServerError as error:
-                log.warning("redis cannot be used, trying again error=%s", error)
+                complaints.note("redis cannot be used", error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_CONNECT_PAUSE_S):
                         await self._stopped.wait()
             else:
+                complaints.clear()
                 return True
         return False
 
