@@ -9,36 +9,38 @@ from typing import Any
 
 from streamq.broker.working import Entry
 from streamq.errors import UsageError
+from streamq.model.definition import Definition
 from streamq.model.info import moment
 from streamq.model.message import Message
+from streamq.worker.outcome import cut_off_ms
 
 
 class TaskContext:
     """The running task. Read-only."""
 
-    __slots__ = ("_deadline_ms", "_entry", "_message", "max_retries", "queue", "state")
+    __slots__ = ("_definition", "_entry", "_message", "_started_ms", "queue", "state")
 
     def __init__(
         self,
         queue: str,
         entry: Entry,
         message: Message,
-        max_retries: int,
-        deadline_ms: int | None,
+        definition: Definition,
+        started_ms: int,
         state: Any,
     ) -> None:
         self.queue = queue
         self._entry = entry
         self._message = message
-        self.max_retries = max_retries
-        self._deadline_ms = deadline_ms
+        self._definition = definition
+        self._started_ms = started_ms
         self.state = state
         """What the app's lifespan yielded."""
 
     @property
     def id(self) -> str:
         """The task's id."""
-        return self._entry.task_id.decode()
+        return self._entry.task_id.decode("utf-8", "replace")
 
     @property
     def type(self) -> str:
@@ -54,6 +56,12 @@ class TaskContext:
     def retried(self) -> int:
         """Failures so far."""
         return self._message.retried
+
+    @property
+    def max_retries(self) -> int:
+        """Failures that may be followed by another attempt."""
+        kept = self._message.max_retries
+        return self._definition.retry.max_retries if kept is None else kept
 
     @property
     def crashes(self) -> int:
@@ -73,7 +81,7 @@ class TaskContext:
     @property
     def deadline(self) -> datetime | None:
         """When this attempt is cut off: the earlier of timeout and deadline; None for no limit."""
-        return moment(self._deadline_ms)
+        return moment(cut_off_ms(self._message, self._definition, self._started_ms))
 
     def __repr__(self) -> str:
         return f"<TaskContext {self.type!r} {self.id} attempt={self.attempt}>"

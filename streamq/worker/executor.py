@@ -28,8 +28,7 @@ from streamq.errors import (
 )
 from streamq.model.definition import Definition
 from streamq.model.limits import Limits
-from streamq.model.message import NO_TIMEOUT, Message
-from streamq.model.options import DEFAULT_TIMEOUT_MS
+from streamq.model.message import Message
 from streamq.model.parked import Reason
 from streamq.model.retry import DEFAULT_RETRY
 from streamq.worker.config import OnError
@@ -42,8 +41,8 @@ from streamq.worker.outcome import (
     Outcome,
     after_error,
     after_success,
+    cut_off_ms,
     retention_of,
-    retry_of,
 )
 from streamq.worker.threads import Threads
 
@@ -158,15 +157,7 @@ class Executor:
         deadline_ms = message.deadline_ms
         if (message.expires_ms is not None or deadline_ms is not None) and self._too_late(run, message):
             return
-        try:
-            retries = definition.retry if message.max_retries is None else retry_of(message, definition)
-        except StoredDataError:
-            retries = definition.retry
-        set_current(
-            TaskContext(
-                run.source.queue.name, run.entry, message, retries.max_retries, deadline_ms, self.state
-            )
-        )
+        set_current(self._context(run, message, definition))
         self._running.add(run)
         if definition.is_async:
             attempt = self._attempt(run, definition.handler, args, kwargs)
@@ -175,6 +166,11 @@ class Executor:
         handle = _start_task(attempt)
         if not handle.done():
             run.handle = handle
+
+    def _context(self, run: Run, message: Message, definition: Definition) -> TaskContext:
+        return TaskContext(
+            run.source.queue.name, run.entry, message, definition, self._clock.now_ms(), self.state
+        )
 
     def _too_late(self, run: Run, message: Message) -> bool:
         now_ms = self._clock.now_ms()
@@ -235,15 +231,9 @@ class Executor:
         message, definition = run.message, run.definition
         if message is None or definition is None:
             return None
-        timeout_ms = definition.timeout_ms if message.timeout_ms is None else message.timeout_ms
-        if timeout_ms is None and message.deadline_ms is None:
-            timeout_ms = DEFAULT_TIMEOUT_MS
-        limits_s = []
-        if timeout_ms is not None and timeout_ms != NO_TIMEOUT:
-            limits_s.append(timeout_ms / 1000)
-        if message.deadline_ms is not None:
-            limits_s.append(max(0.0, (message.deadline_ms - self._clock.now_ms()) / 1000))
-        return min(limits_s, default=None)
+        now_ms = self._clock.now_ms()
+        end_ms = cut_off_ms(message, definition, now_ms)
+        return None if end_ms is None else max(0, end_ms - now_ms) / 1000
 
     # Ending
 
@@ -271,8 +261,7 @@ class Executor:
             self._record(run, RELEASE)
         elif run.stop is Stop.LOST:
             self._held.remove(run)
-            if run.message is not None:
-                await self._tell(run, run.message, LeaseLost("the lease ran out while the handler ran"))
+            await self._tell(run, LeaseLost("the lease ran out while the handler ran"))
         else:
             late = AttemptTimeout("the attempt ran past its timeout or deadline")
             late.__cause__ = error
@@ -295,7 +284,7 @@ class Executor:
             )
         log.info(
             "attempt failed id=%s type=%s queue=%s retried=%d error=%s outcome=%s",
-            run.entry.task_id.decode(),
+            run.entry.task_id.decode("utf-8", "replace"),
             message.type,
             run.source.queue.name,
             message.retried,
@@ -304,18 +293,21 @@ class Executor:
         )
         self._record(run, outcome)
         if self._on_error is not None:
-            await self._tell(run, message, error)
+            await self._tell(run, error)
 
-    async def _tell(self, run: Run, message: Message, error: BaseException) -> None:
+    async def _tell(self, run: Run, error: BaseException) -> None:
         """Call the user's hook, after the outcome is recorded: whatever it does, the task is settled."""
         hook = self._on_error
-        context = TaskContext(run.source.queue.name, run.entry, message, 0, None, self.state)
+        message, definition = run.message, run.definition
+        if message is None or definition is None:
+            return
+        context = self._context(run, message, definition)
         try:
             told = hook(context, error) if hook is not None else None
             if inspect.isawaitable(told):
                 await told
         except BaseException:  # also sys.exit: the hook must not end the worker
-            log.exception("on_error raised id=%s type=%s", run.entry.task_id.decode(), message.type)
+            log.exception("on_error raised id=%s type=%s", context.id, context.type)
 
     def _record(self, run: Run, outcome: Outcome) -> None:
         if run.stop is not Stop.LOST:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from streamq.errors import Drop, SkipRetry
 from streamq.model.definition import Definition
 from streamq.model.limits import Limits
-from streamq.model.message import Message
+from streamq.model.message import NO_TIMEOUT, Message
+from streamq.model.options import DEFAULT_TIMEOUT_MS
 from streamq.model.parked import Reason
 from streamq.model.retry import Retry, load_policy
 
@@ -93,6 +94,21 @@ def retry_of(message: Message, definition: Definition) -> Retry:
         max_retries=retry.max_retries if message.max_retries is None else message.max_retries,
         delay=retry.delay if message.retry_policy is None else load_policy(message.retry_policy),
     )
+
+
+def cut_off_ms(message: Message, definition: Definition, started_ms: int) -> int | None:
+    """When an attempt that started then has to end: the earlier of timeout and deadline; None: never.
+
+    The default timeout holds only where neither is given anywhere.
+    """
+    timeout_ms = definition.timeout_ms if message.timeout_ms is None else message.timeout_ms
+    deadline_ms = message.deadline_ms
+    if timeout_ms is None and deadline_ms is None:
+        timeout_ms = DEFAULT_TIMEOUT_MS
+    if timeout_ms is None or timeout_ms == NO_TIMEOUT:
+        return deadline_ms
+    end_ms = started_ms + timeout_ms
+    return end_ms if deadline_ms is None else min(end_ms, deadline_ms)
 
 
 def retention_of(message: Message, definition: Definition) -> int:
