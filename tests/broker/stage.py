@@ -21,6 +21,7 @@ from streamq.broker.keys import GROUP, Keys, QueueKeys
 from streamq.broker.producing import OWN_ID, how
 from streamq.broker.sync_runner import SyncRunner
 from streamq.broker.working import Entry, Recovered, Settle
+from streamq.clock import utc_day, wall_ms
 from streamq.model.lanes import LANES, Lane
 from streamq.model.parked import Parked, Reason
 from tests.servers import Server
@@ -29,7 +30,7 @@ T = TypeVar("T")
 EnqueueWords = tuple[bytes, str, bytes]
 """How, task id, message."""
 
-DAY = "20260102"
+DAY = utc_day(wall_ms())
 LONG_MS = 3_600_000
 WAIT_S = 10.0
 

@@ -1,0 +1,147 @@
+"""The inspector on queues brought into every state by hand: counts, lists, and removal without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from streamq.broker import producing
+from streamq.broker.address import Address
+from streamq.clock import utc_day, wall_ms
+from streamq.errors import OptionError, QueueError, TaskError, TaskNotFound
+from streamq.inspector import Inspector
+from streamq.model.lanes import Lane
+from streamq.model.states import State
+from tests.broker.stage import DAY, Stage
+from tests.broker.test_delete import every_state
+
+
+@pytest.fixture
+async def inspector(stage: Stage) -> AsyncIterator[Inspector]:
+    inspector = Inspector(Address.parse(stage.server.unix_url), namespace=stage.keys.namespace, lease_ms=1000)
+    async with inspector:
+        yield inspector
+
+
+def register(stage: Stage) -> None:
+    stage.run(producing.register(stage.keys.queues, stage.queue.name))
+
+
+async def test_each_state_is_counted(stage: Stage, inspector: Inspector) -> None:
+    """A101: with its size, counters and pause."""
+    register(stage)
+    every_state(stage)
+    stage.started("active", "another", lane=Lane.HIGH)
+    stage.pause()
+    info = await inspector.queue("default")
+    shown = (info.ready, info.active, info.scheduled, info.retry, info.completed, info.archived)
+    assert shown == (2, 2, 1, 1, 1, 1)
+    assert (info.size, info.paused, info.processed, info.failed) == (8, True, 3, 2)
+    assert await inspector.counters("default") == {"processed": 3, "failed": 2, "archived": 1}
+    assert await inspector.counters("default", DAY) == {"processed": 3, "failed": 2, "archived": 1}
+    assert await inspector.counters("default", "20000101") == {}
+
+
+async def test_an_unknown_queue_is_an_error_that_names_it(stage: Stage, inspector: Inspector) -> None:
+    """A102, A105: in every call, and none makes a key."""
+    calls = (
+        inspector.queue("nobody"),
+        inspector.task("nobody", "a"),
+        inspector.active("nobody"),
+        inspector.counters("nobody"),
+        inspector.pause("nobody"),
+        inspector.resume("nobody"),
+        inspector.delete("nobody", "a"),
+        inspector.remove_queue("nobody"),
+    )
+    for call in calls:
+        with pytest.raises(QueueError, match="nobody"):
+            await call
+    assert stage.all_keys() == []
+    with pytest.raises(OptionError, match="queue"):
+        await inspector.queue("{bad}")
+
+
+async def test_queues_are_listed_by_name(stage: Stage, inspector: Inspector) -> None:
+    assert await inspector.queues() == []
+    for name in ("default", "b", "ä"):
+        register(stage.beside(name))
+    assert await inspector.queues() == ["b", "default", "ä"]
+
+
+async def test_active_tasks_are_listed_and_orphans_marked(stage: Stage, inspector: Inspector) -> None:
+    """A82."""
+    register(stage)
+    [orphan] = stage.started("orphan")
+    stage.started("live", lane=Lane.LOW, consumer="w2")
+    stage.enqueue("ready")
+    stage.let_idle(orphan, ms=1000)
+    infos = {info.id: info for info in await inspector.active("default")}
+    assert {name: (info.worker, info.orphaned) for name, info in infos.items()} == {
+        "orphan": ("w1", True),
+        "live": ("w2", False),
+    }
+    assert (await inspector.task("default", "orphan")).orphaned
+    assert not (await inspector.task("default", "live")).orphaned
+
+
+async def test_pausing_twice_and_resuming_twice_are_errors(stage: Stage, inspector: Inspector) -> None:
+    """A49."""
+    register(stage)
+    await inspector.pause("default")
+    with pytest.raises(QueueError, match="paused already"):
+        await inspector.pause("default")
+    await inspector.resume("default")
+    with pytest.raises(QueueError, match="not paused"):
+        await inspector.resume("default")
+
+
+async def test_deleting_tells_what_was_wrong(stage: Stage, inspector: Inspector) -> None:
+    """A113, A114, A105."""
+    register(stage)
+    stage.started("active")
+    stage.enqueue("ready")
+    await inspector.delete("default", "ready")
+    with pytest.raises(TaskNotFound):
+        await inspector.task("default", "ready")
+    with pytest.raises(TaskNotFound):
+        await inspector.delete("default", "ready")
+    with pytest.raises(TaskError, match="running"):
+        await inspector.delete("default", "active")
+    assert (await inspector.task("default", "active")).state is State.ACTIVE
+
+
+async def test_removing_a_queue_leaves_no_key_of_it(stage: Stage, inspector: Inspector) -> None:
+    """B18, A116: every state, every counter, every lane; found out by SCAN. The other queue stays."""
+    stage.consistent = False  # there is nothing left to check
+    register(stage)
+    every_state(stage)
+    stage.redis.hset(stage.queue.stats_of(utc_day(wall_ms() - 90 * 86_400_000)), "processed", 1)
+    stage.pause()
+    other = stage.beside("other")
+    register(other)
+    other.enqueue("kept")
+    made = [key for key in stage.all_keys() if b"{default}" in key]
+    assert set(stage.queue.every) - {stage.queue.lanes[Lane.HIGH]} <= set(made)
+    with pytest.raises(QueueError, match="force"):
+        await inspector.remove_queue("default")
+    assert [key for key in stage.all_keys() if b"{default}" in key] == made
+    await inspector.remove_queue("default", force=True)
+    assert [key for key in stage.all_keys() if b"{default}" in key] == []
+    assert await inspector.queues() == ["other"]
+    assert other.ids(Lane.NORMAL) == ["kept"]
+
+
+async def test_a_queue_whose_tasks_run_cannot_be_removed(stage: Stage, inspector: Inspector) -> None:
+    """A116: not even by force."""
+    register(stage)
+    [entry] = stage.started("a")
+    before = stage.dump()
+    for force in (False, True):
+        with pytest.raises(QueueError, match="running"):
+            await inspector.remove_queue("default", force=force)
+    assert stage.dump() == before
+    stage.complete(entry)
+    await inspector.remove_queue("default")
+    assert stage.all_keys() == []
