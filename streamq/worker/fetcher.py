@@ -105,18 +105,18 @@ class Fetcher:
 
     async def run(self) -> None:
         """Fetch until quiet. Outages are waited out."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s, idle = _FIRST_PAUSE_S, False
         while not self._quiet:
             try:
                 if self._executor.free <= 0:
                     await self._executor.wait_change()
                 elif self._backlogged():
                     await asyncio.sleep(_FIRST_PAUSE_S)
-                elif await self.run_once():
+                else:
+                    # Once everything was empty, blocking reads follow each other until one has something.
+                    idle = not await self.run_once(block=idle)
                     # Handlers started now get to their first wait, or end, before slots are counted.
                     await asyncio.sleep(0)
-                elif not self._quiet:
-                    await self.run_once(block=True)
                 pause_s = _FIRST_PAUSE_S
                 self._complaints.clear()
             except NoGroup:
