@@ -160,7 +160,8 @@ async def test_a_delay_counts_for_each_task_of_a_batch(producing: Producing) -> 
 async def test_what_a_caller_gave_up_is_still_decided_once(opened: StreamQ, inspector: Inspector) -> None:
     """A cancelled enqueue_many leaves whole calls of the script behind, never half of one."""
     client: Client = opened.client
-    batch = asyncio.ensure_future(client.enqueue_many(call() for _ in range(2000)))
+    enqueueing = client.enqueue_many(call() for _ in range(2000))
+    batch = asyncio.create_task(enqueueing)
     await asyncio.sleep(0)
     batch.cancel()
     with pytest.raises(asyncio.CancelledError):
