@@ -104,6 +104,10 @@ class Settler:
                     self._complaints.note("outcomes wait for redis", error)
                     await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                     pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                except Exception:
+                    # A fault of ours must not end the only one who settles.
+                    log.exception("settling failed, trying again unsettled=%d", self.unsettled)
+                    await asyncio.sleep(_LONGEST_PAUSE_S)
         finally:
             self._loop_task = None
 
@@ -117,13 +121,17 @@ class Settler:
         self._unanswered = batches
         if not batches:
             return 0
-        replies = await self._runner.run_all([batch.command for batch in batches])
+        try:
+            replies = await self._runner.run_all([batch.command for batch in batches])
+        except ServerError:
+            for batch in batches:
+                batch.sent = True
+            raise
         self._unanswered = []
         before, failure = self.settled, None
         for batch, reply in zip(batches, replies, strict=True):
-            batch.sent = True
             if isinstance(reply, BaseException):
-                failure = reply
+                batch.sent, failure = True, reply
                 self._unanswered.append(batch)
             else:
                 self._confirm(batch, reply)
