@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from streamq.cli.main import main
 
-main()
+if __name__ == "__main__":  # Also imported by child processes that multiprocessing spawns.
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 import streamq
+from streamq.cli.demo import demo
 from streamq.cli.worker import worker
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ def streamq_command(
 
 
 app.command()(worker)
+app.command()(demo)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from streamq.app import StreamQ
 from streamq.broker import presence
@@ -21,22 +20,22 @@ from streamq.errors import ServerError
 from streamq.worker.config import WorkerConfig
 from streamq.worker.recoverer import Recoverer
 from streamq.worker.supervisor import Supervisor
+from streamq.worker.worker import new_worker_id
 
 _STOP_MARGIN_S = 12.0
 """What a worker may need beyond its grace period: to cancel handlers, and to settle."""
 
 
 def supervise(
-    app: StreamQ, settings: dict[str, Any], words: list[str], processes: int, *, new_id: Callable[[], str]
+    app: StreamQ, config: WorkerConfig, words: list[str], processes: int, *, new_id: Callable[[], str]
 ) -> int:
     """Run that many workers until told to stop. ``words`` are a child's command line but for its id."""
-    return asyncio.run(_supervise(app, settings, words, processes, new_id))
+    return asyncio.run(_supervise(app, config, words, processes, new_id))
 
 
 async def _supervise(
-    app: StreamQ, settings: dict[str, Any], words: list[str], processes: int, new_id: Callable[[], str]
+    app: StreamQ, config: WorkerConfig, words: list[str], processes: int, new_id: Callable[[], str]
 ) -> int:
-    config = app.worker(**settings).config
     undertaker = Undertaker(app, config)
     supervisor = Supervisor(
         processes,
@@ -52,8 +51,8 @@ async def _supervise(
         await undertaker.aclose()
 
 
-async def start_child(words: list[str], worker_id: str) -> Process:
-    """A worker process with this id, which ends when this process does.
+async def start_child(words: list[str], worker_id: str, *, output: int | None = None) -> Process:
+    """A worker process with this id, which ends when this process does. It prints to ``output``.
 
     In a process group of its own: Ctrl-C reaches this process alone, which passes it on once.
     """
@@ -61,6 +60,8 @@ async def start_child(words: list[str], worker_id: str) -> Process:
         sys.executable,
         *("-m", "streamq", "worker", *words, "--supervised", worker_id),
         stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
         process_group=0,
     )
 
@@ -75,7 +76,7 @@ class Undertaker:
             self._runner,
             [self._keys.queue(name) for name in config.queues],
             ServerClock(),
-            consumer=f"{config.worker_id}s",
+            consumer=new_worker_id(),
             lease_ms=config.lease_ms,
             crash_limit=config.crash_limit,
             backoff_ms=config.crash_backoff_ms,

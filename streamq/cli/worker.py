@@ -8,9 +8,12 @@ whose other end nobody but the supervisor has.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from streamq.worker.config import WorkerConfig
 
 _MAX_PROCESSES = 1_000
 _OPTION_OF = {
@@ -91,7 +94,7 @@ def worker(
         app = load_app(target)
         log_to_stderr(level)
         try:
-            app.worker(**settings)  # Checks the settings; the real one is made where it runs.
+            config = app.worker(**settings).config  # Checked; the real one is made where it runs.
         except OptionError as error:
             raise UsageError(_option_of(error.field), error.problem) from None
         if processes == 1:
@@ -101,8 +104,8 @@ def worker(
         else:
             from streamq.cli.supervising import supervise
 
-            words = _child_words(target, settings, log_level)
-            code = supervise(app, settings, words, processes, new_id=lambda: _new_id(name))
+            words = child_words(target, config, log_level)
+            code = supervise(app, config, words, processes, new_id=lambda: _new_id(name))
         raise typer.Exit(code)
 
 
@@ -144,12 +147,12 @@ def _new_id(name: str | None) -> str:
     return new_worker_id() if name is None else f"{name}-{token_hex(3)}"
 
 
-def _child_words(target: str, settings: dict[str, Any], log_level: str) -> list[str]:
+def child_words(target: str, config: WorkerConfig, log_level: str) -> list[str]:
     """The command line of a child, but for its id."""
     words = [target]
-    for queue, weight in settings["queues"].items():
+    for queue, weight in config.queues.items():
         words += ["--queue", f"{queue}={weight}"]
-    words += ["--concurrency", str(settings["concurrency"])]
-    words += ["--lease", str(settings["lease_ms"] / 1000), "--grace", str(settings["grace_s"])]
-    words += ["--crash-limit", str(settings["crash_limit"]), "--log-level", log_level]
-    return [*words, "--strict"] if settings["strict"] else words
+    words += ["--concurrency", str(config.concurrency)]
+    words += ["--lease", str(config.lease_ms / 1000), "--grace", str(config.grace_s)]
+    words += ["--crash-limit", str(config.crash_limit), "--log-level", log_level]
+    return [*words, "--strict"] if config.strict else words

@@ -1,0 +1,54 @@
+"""The app of these tests' workers. Server, namespace and journal come from the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from streamq import Retry, StreamQ, current_task
+from tests.e2e.checker import Journal
+
+URL, NAMESPACE, JOURNAL = "SQ_TEST_URL", "SQ_TEST_NAMESPACE", "SQ_TEST_JOURNAL"
+
+app = StreamQ(os.environ.get(URL, "redis://localhost:6379/0"), namespace=os.environ.get(NAMESPACE))
+journal = Journal(os.environ.get(JOURNAL, os.devnull))
+
+
+def note(kind: str) -> None:
+    task = current_task()
+    journal.write(kind, task.id, attempt=task.attempt, crashes=task.crashes)
+
+
+@app.task(name="work")
+async def work(seconds: float = 0.0) -> None:
+    note("start")
+    if seconds:
+        await asyncio.sleep(seconds)
+    note("end")
+
+
+@app.task(name="block")
+def block(seconds: float) -> None:
+    """Sits in a thread, which nobody can cancel."""
+    note("start")
+    time.sleep(seconds)
+    note("end")
+
+
+@app.task(name="die", retry=Retry(max_retries=0))
+async def die() -> None:
+    """Takes its worker down with it, each time."""
+    note("start")
+    os._exit(13)
+
+
+@app.task(name="enqueue-another")
+async def enqueue_another() -> None:
+    """Enqueues from within a handler."""
+    note("start")
+    task_id = f"{current_task().id}-second"
+    journal.write("attempt", task_id)
+    await work.options(task_id=task_id).enqueue()
+    journal.write("ok", task_id)
+    note("end")
