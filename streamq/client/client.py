@@ -40,6 +40,7 @@ R = TypeVar("R")
 
 DEFAULT_ENQUEUE_TIMEOUT_S = 10.0
 DEFAULT_LEASE_MS = 10_000
+_LEAST_ATTEMPT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,14 @@ class ClientConfig:
     lease_ms: int = DEFAULT_LEASE_MS
     """The workers' lease, to tell orphaned tasks in ``info``."""
 
+    @property
+    def attempt(self) -> Timeouts:
+        """The limits of one attempt: none may take longer than an enqueue may."""
+        longest_s = max(self.enqueue_timeout_s, _LEAST_ATTEMPT_S)
+        return Timeouts(
+            connect_s=min(self.timeouts.connect_s, longest_s), reply_s=min(self.timeouts.reply_s, longest_s)
+        )
+
 
 class Client:
     """Enqueues and looks. ``async with`` it, or call ``aclose`` at the end.
@@ -69,7 +78,7 @@ class Client:
         self.config = config or ClientConfig()
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
-        self.runner = runner or AsyncRunner(address, timeouts=self.config.timeouts)
+        self.runner = runner or AsyncRunner(address, timeouts=self.config.attempt)
         self._encoder = Encoder(self.config.defaults, self.config.limits)
         self._closed = False
         self._desk: Desk | None = None  # the one used last

@@ -29,7 +29,6 @@ class Desk:
         self.notices = Notices(runner.address, timeouts)
         self._runner = runner
         self._keys = keys
-        self._timeouts = timeouts
         self._enqueue_timeout_s = enqueue_timeout_s
         self._outboxes: dict[str, Outbox] = {}
         self._registering: set[asyncio.Future[int]] = set()
@@ -43,7 +42,6 @@ class Desk:
                 queue=self._keys.queue(queue),
                 producer=self.producer,
                 timeout_s=self._enqueue_timeout_s,
-                reply_s=self._timeouts.reply_s,
                 on_new_queue=self._register,
             )
             self._register(queue)

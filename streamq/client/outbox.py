@@ -71,16 +71,11 @@ class Outbox:
     producer: Producer
     timeout_s: float
     """How long an enqueue is tried before its caller gets the error."""
-    reply_s: float
-    """How long one reply may take."""
     on_new_queue: Callable[[str], None]
     _waiting: deque[Parcel] = field(default_factory=deque)
     _in_flight: bool = False
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _trying: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.reply_s = min(self.reply_s, max(self.timeout_s, _LEAST_ATTEMPT_S))
 
     def submit(self, words: list[Word], size: int) -> asyncio.Future[Sequence[bytes]]:
         """Send tasks with the next call; the future gets one word per task, or the error of the call."""
@@ -126,7 +121,7 @@ class Outbox:
         if not self.runner.connected:
             self._try(batch)
             return
-        reply = self.runner.post(batch.command, limit_s=self.reply_s)
+        reply = self.runner.post(batch.command)
         reply.add_done_callback(lambda reply: self._on_reply(batch, reply))
 
     def _on_reply(self, batch: _Batch, reply: asyncio.Future[Enqueued]) -> None:
@@ -174,7 +169,7 @@ class Outbox:
         left_s = max(batch.deadline_s - monotonic_s(), _LEAST_ATTEMPT_S)
         try:
             async with asyncio.timeout(left_s):
-                return await self.runner.run(batch.command, limit_s=self.reply_s)
+                return await self.runner.run(batch.command)
         except TimeoutError as error:
             if isinstance(error, ServerError):
                 raise

@@ -12,7 +12,6 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from streamq.broker.address import Address
 from streamq.broker.command import Command, Word
-from streamq.broker.dial import Timeouts
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
@@ -45,7 +44,6 @@ R = TypeVar("R")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
-_LEAST_ATTEMPT_S = 0.1
 
 
 class SyncClient:
@@ -60,7 +58,7 @@ class SyncClient:
         self.config = config or ClientConfig()
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
-        self.runner = runner or SyncRunner(address, timeouts=_within(self.config))
+        self.runner = runner or SyncRunner(address, timeouts=self.config.attempt)
         self._encoder = Encoder(self.config.defaults, self.config.limits)
         self._producer = Producer()
         self._turns = threading.Lock()
@@ -260,11 +258,3 @@ class _Chunk:
     @property
     def full(self) -> bool:
         return len(self.places) >= MAX_BATCH_TASKS or self.size >= MAX_BATCH_BYTES
-
-
-def _within(config: ClientConfig) -> Timeouts:
-    """A blocking attempt cannot be broken off, so none may take longer than an enqueue may."""
-    longest_s = max(config.enqueue_timeout_s, _LEAST_ATTEMPT_S)
-    return Timeouts(
-        connect_s=min(config.timeouts.connect_s, longest_s), reply_s=min(config.timeouts.reply_s, longest_s)
-    )

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from streamq import Inspector, StreamQ, SyncClient, SyncTaskHandle, TaskCall, TaskHandle, TaskInfo
+from streamq.model.options import Options
 from tests.servers import Server
 
 AnyHandle = TaskHandle[Any] | SyncTaskHandle[Any]
+
+
+def call(task: str = "t", **options: Any) -> TaskCall[Any]:
+    """A call of a task by its name."""
+    return TaskCall(task, options=Options.of(options))
 
 
 class Producing:

@@ -13,14 +13,9 @@ import pytest
 from streamq import Inspector, State, StreamQ, SyncClient, TaskCall
 from streamq.client.client import Client
 from streamq.errors import BatchError, OptionError, OutOfMemory, PayloadError, TaskIdConflict, Unavailable
-from streamq.model.options import Options
-from tests.client.conftest import Producing
+from tests.client.conftest import Producing, call
 from tests.conftest import PrivateServer
 from tests.servers import HOST, Server, free_port
-
-
-def call(task: str = "t", **options: Any) -> TaskCall[Any]:
-    return TaskCall(task, options=Options.of(options))
 
 
 async def test_each_call_gets_its_handle_in_order(producing: Producing, inspector: Inspector) -> None:
