@@ -11,7 +11,7 @@ from streamq.errors import MessageError, OptionError
 from streamq.model.durations import MAX_MS, Duration, duration_ms
 
 DEFAULT_MAX_RETRIES = 25
-"""With the default delays the last retry comes about three weeks after the first failure."""
+"""With the default delays the last retry comes about ten days after the first failure."""
 
 MAX_RETRIES = 1_000_000
 
