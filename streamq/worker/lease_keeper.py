@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from streamq.broker import working
+from streamq.broker.refusals import NoGroup
 from streamq.broker.sync_runner import SyncRunner
 from streamq.clock import monotonic_s
 from streamq.errors import ServerError
@@ -81,10 +82,17 @@ class LeaseKeeper:
         for lane, entry_ids in self._snapshot().items():
             for start in range(0, len(entry_ids), _PAGE):
                 page = entry_ids[start : start + _PAGE]
-                kept = self._runner.run(working.extend(lane, self._consumer, page))
+                kept = self._extend(lane, page)
                 standing += len(kept)
                 gone = [entry_id for entry_id in page if entry_id not in kept]
                 if gone:
                     self._on_lost(lane, gone)
         self.renewed += standing
         return standing
+
+    def _extend(self, lane: bytes, page: list[bytes]) -> set[bytes]:
+        try:
+            return self._runner.run(working.extend(lane, self._consumer, page))
+        except NoGroup:
+            # Someone deleted the lane: its leases are gone, and those of the next lanes must not follow.
+            return set()
