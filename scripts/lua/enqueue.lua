@@ -36,9 +36,7 @@ if last then
   end
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local words, indexed, earliest, uniform = {}, {}, nil, true
+local words, indexed, earliest, uniform, now = {}, {}, nil, true, nil
 
 -- What an id of the caller's choice meets; clears the way when a finished task is to be replaced.
 local function settled_conflict(conflict, id)
@@ -52,10 +50,15 @@ local function settled_conflict(conflict, id)
   return conflict == 'r' and 'exists' or 'conflict'
 end
 
+local function server_time()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
 local function store(lane, stream, conflict, due, id, message)
   local word = conflict ~= '-' and settled_conflict(conflict, id)
   if word then return word end
-  if due > now then
+  if due > 0 and due > now then
     redis.call('ZADD', scheduled, due, id)
     redis.call('HSET', parked, id, lane .. '0:' .. message)
     if not earliest or due < earliest then earliest = due end
@@ -77,6 +80,7 @@ while at < #ARGV do
   local how, count = ARGV[at], tonumber(ARGV[at + 1])
   local lane, conflict, due = string.sub(how, 1, 1), string.sub(how, 2, 2), 0
   if #how > 2 then
+    now = now or server_time()
     due = tonumber(string.sub(how, 4))
     if string.sub(how, 3, 3) == 'D' then due = now + due end
   end
@@ -90,11 +94,14 @@ end
 if #indexed > 0 then redis.call('HSET', index, unpack(indexed)) end
 
 local reply = uniform and words[1] or table.concat(words, ' ')
-redis.call('HSET', producers, producer, sequence .. ' ' .. now .. ' ' .. ARGV[6] .. ' ' .. reply)
+-- Mostly nothing needed the time so far, and an entry id begins with it.
+local when = now or (indexed[2] and string.match(indexed[2], '%d+')) or server_time()
+redis.call('HSET', producers, producer, ARGV[2] .. ' ' .. when .. ' ' .. ARGV[6] .. ' ' .. reply)
 if earliest then
   -- Forwarders sleep until the next due time they know of; a user without rights to the channel only wakes them later.
   local head = redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES')
   if tonumber(head[2]) == earliest then redis.pcall('PUBLISH', hints, 'due') end
 end
-if redis.call('HSETNX', config, 'created', now) == 1 then return {'new', reply} end
+-- Where this producer was known, the queue has not been removed since its last call.
+if not last and redis.call('HSETNX', config, 'created', when) == 1 then return {'new', reply} end
 return {'known', reply}
