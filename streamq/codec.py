@@ -16,12 +16,10 @@ from uuid import UUID
 import cbor2
 
 from streamq.errors import MessageError, PayloadError
-from streamq.model.limits import DEFAULT_LIMITS, Limits
+from streamq.model.limits import DEFAULT_LIMITS, MAX_DEPTH, Limits
 from streamq.model.message import KEY_ENQUEUED, KEY_PAYLOAD, Message
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes, Decimal, UUID, date})
-_ENVELOPE_DEPTH = 3
-"""Nesting of the payload's own list around the caller's values, and of a tag inside them."""
 
 
 def encode_payload(
@@ -156,7 +154,8 @@ def _refuse(_decoder: object) -> NoReturn:
 # Tags whose decoding builds objects, compiles patterns or shares references: nothing StreamQ writes
 # has them (RFC 8949 3.4 and the IANA registry of CBOR tags).
 _REFUSED_TAGS = dict.fromkeys((25, 28, 29, 35, 36, 256), _refuse)
-_DECODE_DEPTH = 256
+_DECODE_DEPTH = MAX_DEPTH + 56
+"""What the writer lets pass, in the payload's own lists, with tags inside."""
 
 
 def _load(stored: bytes) -> Any:

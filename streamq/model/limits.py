@@ -9,6 +9,9 @@ from streamq.errors import OptionError
 MAX_NAME_BYTES = 200
 """Queues, task types, task ids and namespaces: they repeat in every key and index."""
 
+MAX_DEPTH = 200
+"""The deepest nesting that can be allowed. Readers stop a little beyond it, whatever their own limits say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -28,6 +31,8 @@ class Limits:
         for item in fields(self):
             if getattr(self, item.name) < 1:
                 raise OptionError(f"limits.{item.name}", "must be at least 1")
+        if self.depth > MAX_DEPTH:
+            raise OptionError("limits.depth", f"must be at most {MAX_DEPTH}, which every reader reads")
 
 
 DEFAULT_LIMITS = Limits()
