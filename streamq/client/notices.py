@@ -27,6 +27,10 @@ class Notice:
     def wake(self) -> None:
         self._woken.set()
 
+    def forget(self) -> None:
+        """Nothing said so far matters: a look follows."""
+        self._woken.clear()
+
     async def wait(self, seconds: float) -> None:
         """Return when there is reason to look, or when the time is over.
 
@@ -37,7 +41,7 @@ class Notice:
                 await self._woken.wait()
         except TimeoutError:
             pass
-        self._woken.clear()
+        self.forget()
         if self.closed:
             raise Unavailable("the client was closed while it waited for a result")
 
@@ -63,6 +67,7 @@ class Notices:
         sharing.add(notice)
         try:
             await self._subscribe(channel, within_s)
+            notice.forget()
             yield notice
         finally:
             sharing.discard(notice)
