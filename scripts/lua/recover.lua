@@ -17,7 +17,8 @@
 -- ARGV[5] cursor – where to go on, 0-0 to begin
 -- ARGV[6] limit – most entries to look at
 -- ARGV[7] crash limit – crashes after which the task is archived
--- ARGV[8] back-off – ms before the second re-issue; doubles with each further one
+-- ARGV[8] back-off – ms before the second re-issue; doubles with each further one, and up to twice that for
+--         tasks that are recovered together
 -- ARGV[9] hints – channel
 -- ARGV[10] done – channel prefix; the task id follows it
 -- RETURNS {cursor, front, retry, archived, vanished, pending}: where to go on (0-0: the lane is searched), how many
@@ -69,7 +70,9 @@ for _, entry in ipairs(taken) do
       buried = buried + 1
     elseif crashes > 1 then
       -- Not the first crash: the task itself may be what kills, so the fleet gets time between the blows.
-      local due = now + backoff * 2 ^ (crashes - 2)
+      -- Those that crashed together come back one after the other, spread over as much time again: else
+      -- the one that kills would take the same companions with it each time, up to the crash limit.
+      local due = now + math.floor(backoff * 2 ^ (crashes - 2) * (1 + delayed / #taken))
       redis.call('HDEL', index, id)
       redis.call('ZADD', retry, due, id)
       redis.call('HSET', parked, id, home .. crashes .. ':' .. message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from streamq.broker import inspecting, working
@@ -56,6 +58,21 @@ def test_from_the_second_crash_on_the_task_waits_longer_each_time(stage: Stage) 
         body = stage.body("a")
         assert body is not None
         assert (body.lane, body.crashes, body.message) == (Lane.HIGH, crashes, b"m-a")
+
+
+def test_tasks_that_crashed_together_come_back_one_after_the_other(stage: Stage) -> None:
+    """B9: else the one that kills would take its companions with it each time, up to the crash limit."""
+    ids = [f"t{number}" for number in range(10)]
+    before = stage.now_ms()
+    for _ in range(2):
+        stage.let_idle(*(stage.fetch() or stage.started(*ids)))
+        for lane in LANES:
+            stage.recover(lane, lease_ms=LEASE_MS)
+    dues = sorted(stage.members(stage.queue.retry).values())
+    assert len(dues) == 10
+    gaps = [later - sooner for sooner, later in pairwise(dues)]
+    assert gaps == [100] * 9  # the back-off of 1000 ms is spread over as much again
+    assert dues[0] >= before + 1000
 
 
 def test_at_the_crash_limit_the_task_is_archived(stage: Stage) -> None:
