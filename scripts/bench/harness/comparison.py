@@ -30,13 +30,11 @@ from harness.environments import (
 from harness.measuring import Measurement
 from harness.options import Options, parse
 from harness.peers import Peer, load_peers
-from harness.results import Run, describe_machine, workloads_of
+from harness.results import Run, describe_machine
 from harness.server import Server
-from harness.table import as_text, table
-from harness.workloads import CATALOGUE, Workload, pick_workloads
+from harness.showing import show
+from harness.workloads import Workload, pick_workloads
 from kit.board import Board
-
-_PERSISTENCE_TITLES = {"none": "without persistence", "aof": "append-only file, fsync every second"}
 
 
 def main() -> int:
@@ -62,7 +60,7 @@ def main() -> int:
         _tell("interrupted: what follows is what was measured so far")
     if options.json:
         run.save(options.json)
-    _show(run)
+    show(run)
     return 1 if any(result.error for result in run.results.values()) else 0
 
 
@@ -150,23 +148,6 @@ def _measure(run: Run, measurement: Measurement, persistence: str, repeat: int) 
     result.repeats.append(figures)
     told = "  ".join(f"{name} {value:,.4g}" for name, value in figures.items())
     _tell(f"{label} {time.monotonic() - started:5.1f} s  {told}")
-
-
-def _show(run: Run) -> None:
-    machine = run.machine
-    print(f"\n{run.started}  Redis {run.redis}  Python {run.settings['python']}")
-    print(f"{machine['cpus']} CPUs, {machine['processor']}, {machine['memory_gib']} GiB, {machine['system']}")
-    for name, versions in run.versions.items():
-        print(f"  {run.titles[name]}: " + ", ".join(f"{key} {value}" for key, value in versions.items()))
-    for name, reason in run.skipped.items():
-        print(f"  {run.titles[name]}: left out: {reason}")
-    for persistence, title in _PERSISTENCE_TITLES.items():
-        names = workloads_of(run, persistence)
-        for workload in CATALOGUE:
-            if workload.name in names:
-                headings, rows, remarks = table(run, workload, persistence)
-                print(f"\n{workload.title} ({title})\n{as_text(headings, rows)}")
-                print("".join(f"  ! {remark}\n" for remark in remarks), end="")
 
 
 def _tell(text: str) -> None:

@@ -7,6 +7,7 @@ on which handlers count. While a drain runs, Redis hears nothing from the harnes
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class Measurement:
         pace = self.peer.pace
         if self.workload.pace == "nap":
             return pace.get("nap", min(pace["drain"], IDEAL_NAPS_A_SECOND))
-        return pace[self.workload.pace] * self.workload.processes**0.5
+        return pace[self.workload.pace] * math.sqrt(self.workload.processes)
 
     @contextmanager
     def adapter(self, *words: object, talks: bool = True) -> Iterator[Child]:
@@ -160,19 +161,23 @@ def _drain(run: Measurement) -> Figures:
 def _nap(run: Measurement) -> Figures:
     """From the first handler's start to the last one's end: the ideal is exactly tasks x 50 ms / 100."""
     run.preload(run.tasks, run.workload.task)
-    before = run.server.counters()
     with run.worker() as worker:
+        opened = run.wait_for(worker, lambda seen: seen.tasks >= 1)
+        before, cpu_before = run.server.counters(), worker.cpu_s()
         closed = run.wait_for(worker, lambda seen: seen.tasks >= run.tasks)
-        used, cpu_s = run.server.counters().minus(before), worker.cpu_s()
+        time.sleep(_SETTLE_S)
+        used, cpu_s = run.server.counters().minus(before), worker.cpu_s() - cpu_before
     seconds = (closed.taken_ns - closed.first_ns) / 1e9
     rate = closed.tasks / seconds
+    # CPU is told for what came after the first look, so that starting up counts for nobody.
+    later = max(1, closed.tasks - opened.tasks)
     return {
         "tasks": closed.tasks,
         "seconds": seconds,
         "rate": rate,
         "ideal_pct": rate / IDEAL_NAPS_A_SECOND * 100,
-        "client_us": cpu_s / closed.tasks * 1e6,
-        **_redis_figures(used, closed.tasks),
+        "client_us": cpu_s / later * 1e6,
+        **_redis_figures(used, later),
     }
 
 

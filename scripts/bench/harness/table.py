@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from harness.peers import ORDER
 from harness.results import Result, Run
-from harness.workloads import CATALOGUE, Workload
+from harness.workloads import Workload
 
 YARDSTICK = "asynq"
-TITLES = {workload.name: workload for workload in CATALOGUE}
 
 
 @dataclass(frozen=True)
@@ -26,24 +25,25 @@ def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _significant(value: float) -> str:
+def significant(value: float) -> str:
+    """Three figures or so."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 _RATE = Column("rate", "tasks/s", _whole)
-_CLIENT = Column("client_us", "client us", _significant)
-_WORKER = Column("client_us", "worker us", _significant)
-_REDIS = Column("redis_us", "Redis us", _significant)
-_COMMANDS = Column("redis_commands", "commands/task", _significant)
-_P50, _P99 = Column("p50_ms", "p50 ms", _significant), Column("p99_ms", "p99 ms", _significant)
+_CLIENT = Column("client_us", "client us", significant)
+_WORKER = Column("client_us", "worker us", significant)
+_REDIS = Column("redis_us", "Redis us", significant)
+_COMMANDS = Column("redis_commands", "commands/task", significant)
+_P50, _P99 = Column("p50_ms", "p50 ms", significant), Column("p99_ms", "p99 ms", significant)
 _COLUMNS: dict[str, tuple[Column, ...]] = {
     "produce": (_RATE, _CLIENT, _REDIS, _COMMANDS, _P50, _P99),
     "drain": (_RATE, _WORKER, _REDIS, _COMMANDS),
-    "nap": (_RATE, Column("ideal_pct", "% of ideal", _significant), _WORKER, _REDIS),
-    "paced": (_P50, _P99, Column("earliest_ms", "earliest ms", _significant)),
+    "nap": (_RATE, Column("ideal_pct", "% of ideal", significant), _WORKER, _REDIS),
+    "paced": (_P50, _P99, Column("earliest_ms", "earliest ms", significant)),
     "idle": (
-        Column("commands_per_s", "commands/s", _significant),
-        Column("cpu_pct", "worker CPU %", _significant),
+        Column("commands_per_s", "commands/s", significant),
+        Column("cpu_pct", "worker CPU %", significant),
     ),
     "memory": (Column("bytes_per_task", "bytes/task", _whole),),
 }
@@ -76,7 +76,7 @@ def _row(
     row = [run.titles.get(result.peer, result.peer)]
     row += [column.write(figures[column.figure]) if column.figure in figures else "-" for column in columns]
     if yardstick and compared:
-        row.append(_significant(figures[compared] / yardstick))
+        row.append(significant(figures[compared] / yardstick))
     return row
 
 

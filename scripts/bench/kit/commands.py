@@ -128,9 +128,11 @@ class _AsyncCommands:
             case "enqueue-bulk":
                 return await self._in_bulk(producer, count)
             case "preload":
-                return await self._preload(producer, count, task, 0.0)
+                await self._preload(producer, count, task, 0.0)
+                return None
             case "preload-scheduled":
-                return await self._preload(producer, count, task, FAR_S)
+                await self._preload(producer, count, task, FAR_S)
+                return None
             case "pickup":
                 return await self._paced(producer, count, 0.0)
             case "lateness":
@@ -199,9 +201,11 @@ class _SyncCommands:
             case "enqueue-bulk":
                 return self._in_bulk(producer, count)
             case "preload":
-                return self._preload(producer, count, task, 0.0)
+                self._preload(producer, count, task, 0.0)
+                return None
             case "preload-scheduled":
-                return self._preload(producer, count, task, FAR_S)
+                self._preload(producer, count, task, FAR_S)
+                return None
             case "pickup":
                 return self._paced(producer, count, 0.0)
             case "lateness":

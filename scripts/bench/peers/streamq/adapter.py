@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from streamq import StreamQ
+
 from kit import handlers
 from kit.commands import Batch, WorkerOrder, main, redis_url, run_tool
-from streamq import StreamQ
 
 app = StreamQ(redis_url(), namespace="bench")
 TASKS = {name: app.task(name=name)(handler) for name, handler in handlers.ASYNC.items()}
