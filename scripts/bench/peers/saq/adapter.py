@@ -2,13 +2,13 @@
 
 - ``concurrency=100``: the bench's; the default is 10.
 - ``ttl=-1``: a finished job is deleted at once; keeping results is optional.
-- ``retries=1, timeout=0``: no sweep bookkeeping is wanted from a no-op.
+- ``timeout=0``: no time limit, hence no timer per job. Retries stay at their default, none.
 - ``max_connections=1000``: each of its 100 readers holds a connection, and redis-py 8 allows a pool 100 by
   default.
 - ``max_concurrent_ops=100``: otherwise concurrent enqueues queue up behind 20.
 - It has no bulk call; its best is 100 concurrent ``enqueue`` calls.
 - Due times are whole seconds in SAQ: 200 ms becomes the next full second, which is what a user gets.
-- uvloop, through the event loop policy of its runner's process.
+- uvloop, which SAQ does not start by itself. Two processes are two workers, as its ``--workers`` makes them.
 """
 
 from __future__ import annotations
