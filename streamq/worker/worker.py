@@ -24,6 +24,7 @@ from streamq.broker import working
 from streamq.broker.address import Address
 from streamq.broker.inspecting import is_paused
 from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.presence import server_time
 from streamq.broker.producing import register
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.sync_runner import SyncRunner
@@ -32,6 +33,7 @@ from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
+from streamq.model.lanes import LANES
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
 from streamq.worker.draw import Draw, normalised
@@ -189,24 +191,28 @@ class Worker:
             await self.presence.leave()
 
     async def _fetch_until_quiet(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            fetching = group.create_task(self.fetcher.run(), name="streamq-fetcher")
-            others = [
-                group.create_task(self.forwarder.run(), name="streamq-forwarder"),
-                group.create_task(self.recoverer.run(), name="streamq-recoverer"),
-                group.create_task(self.janitor.run(), name="streamq-janitor"),
-            ]
-            await self._quieted.wait()
-            self.fetcher.quiet()
-            for task in others:
-                task.cancel()
-            await self._unblock(fetching)
+        fetching: asyncio.Task[None] | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                fetching = group.create_task(self.fetcher.run(), name="streamq-fetcher")
+                others = [
+                    group.create_task(self.forwarder.run(), name="streamq-forwarder"),
+                    group.create_task(self.recoverer.run(), name="streamq-recoverer"),
+                    group.create_task(self.janitor.run(), name="streamq-janitor"),
+                ]
+                await self._quieted.wait()
+                self.fetcher.quiet()
+                for task in others:
+                    task.cancel()
+                await self._unblock(fetching)
+        finally:
+            if fetching is not None and fetching.cancelled():
+                await self._end_reading()
 
     async def _unblock(self, fetching: asyncio.Task[None]) -> None:
         """Wake the blocked read, again until the fetcher has noticed: the read may be on its way just now.
 
-        A fetcher that cannot be woken (no right to, or Redis is away) is cancelled after its block
-        time; what was delivered to it meanwhile is recovered after the lease.
+        A fetcher that cannot be woken (no right to, or Redis is away) is cancelled after its block time.
         """
         deadline = asyncio.get_running_loop().time() + self.config.block_ms / 1000 + 1
         while not fetching.done():
@@ -216,6 +222,31 @@ class Worker:
                 with suppress(ServerError):
                     await self._control.run(working.unblock(self.fetcher.client_id))
             await asyncio.wait([fetching], timeout=_UNBLOCK_S)
+
+    async def _end_reading(self) -> None:
+        """A read was broken off here, not in Redis: end it there too, and give back what it brought.
+
+        Else it would take what this worker releases next. Where Redis is away, recovery does it.
+        """
+        with suppress(ServerError, TimeoutError):
+            async with asyncio.timeout(_CANCEL_S):
+                if self.fetcher.client_id is not None:
+                    await self._control.run(working.unblock(self.fetcher.client_id))
+                await self._reading.run(server_time())  # replies keep their order: the read is over
+                for queue in self.queues.values():
+                    for lane in LANES:
+                        await self._give_back_unheard(Source(queue, lane))
+        await self._reading.aclose()
+
+    async def _give_back_unheard(self, source: Source) -> None:
+        after = b"0"
+        while True:
+            command = working.read_own(source.lane, source.key, self.id, after)
+            [entries] = await self._control.run(command)
+            if not entries:
+                return
+            after = entries[-1].entry_id
+            self._give_back(source, [e for e in entries if self.held.get(source.key, e.entry_id) is None])
 
     async def _drain(self) -> None:
         """Let running handlers end, for the grace period or until a second stop."""
