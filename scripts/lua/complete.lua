@@ -35,9 +35,13 @@ end
 
 -- A counter at its end starts again rather than fail the script, which could not be rolled back.
 local function count(key, field, by)
-  if by > 0 and type(redis.pcall('HINCRBY', key, field, by)) == 'table' then redis.pcall('HSET', key, field, by) end
+  local total = redis.pcall('HINCRBY', key, field, by)
+  if type(total) == 'table' then redis.pcall('HSET', key, field, by) end
+  return total
 end
-count(stats, 'processed', done)
-count(day, 'processed', done)
-redis.pcall('EXPIRE', day, 7776000)
+if done > 0 then
+  count(stats, 'processed', done)
+  -- The first count of a day makes the key.
+  if count(day, 'processed', done) == done then redis.pcall('EXPIRE', day, 7776000) end
+end
 return reply

@@ -10,7 +10,7 @@ from streamq.broker.command import Command
 from streamq.broker.keys import GROUP, Keys, QueueKeys
 from streamq.broker.moving import task_keys
 from streamq.broker.scripts import script
-from streamq.broker.working import Entry, parse_entries
+from streamq.broker.working import Entry, length, parse_entries
 from streamq.codec import decode_message
 from streamq.errors import MessageError, StoredDataError
 from streamq.model.info import TaskInfo, effective_max_retries, effective_timeout_s, moment
@@ -119,7 +119,7 @@ class Pending:
 
 def lane_lengths(queue: QueueKeys) -> list[Command[int]]:
     """Entries of each lane, ready and active together; one command a lane."""
-    return [Command(None, (key,), ("XLEN", key), int) for key in queue.lanes.values()]
+    return [length(key) for key in queue.lanes.values()]
 
 
 def pending_counts(queue: QueueKeys) -> list[Command[int]]:

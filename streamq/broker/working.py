@@ -68,6 +68,11 @@ def read(
     return Command(None, keys, words, parse)
 
 
+def length(lane: bytes) -> Command[int]:
+    """Entries in a lane, active ones included."""
+    return Command(None, (lane,), ("XLEN", lane), int)
+
+
 def read_own(lane: Lane, key: bytes, consumer: str, after: bytes) -> Command[list[list[Entry]]]:
     """Entries that were delivered to this consumer before and are still active, after the id ``after``."""
     words = ("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", RECOVER_PAGE, "STREAMS", key, after)

@@ -3,10 +3,10 @@
 XREADGROUP counts per key, so one command over several lanes may answer more than COUNT. Therefore:
 
 1. Lanes are read one after the other, each for the slots that are left.
-2. A queue under load is read in one round trip: the lane that was busy last time for all slots but
-   a few, and in the same write each lane before it for one entry. When one of those has something,
-   the next turn goes lane by lane again. So a higher lane is noticed at once, and overtaken by at
-   most the batch that was on its way when its first task arrived.
+2. A queue under load is read in one round trip: the lane that was busy a moment ago for all slots,
+   and in the same write the lengths of the lanes before it. When one of those has something, the
+   next turn goes lane by lane again. A moment is a few milliseconds: a higher lane is overtaken by
+   at most the batch that was on its way by then, and never while handlers run for long.
 3. When everything was empty, one blocking read over all lanes waits. It asks for so few per lane
    that the free slots suffice; with fewer slots than lanes a surplus is possible, and is given back.
 """
@@ -17,7 +17,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streamq.broker import working
 from streamq.broker.command import Command
@@ -25,6 +25,7 @@ from streamq.broker.keys import QueueKeys
 from streamq.broker.refusals import NoGroup
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import Entry
+from streamq.clock import monotonic_s
 from streamq.errors import PermissionDenied, ServerError
 from streamq.model.lanes import LANES, Lane
 from streamq.worker.complaints import Complaints
@@ -35,8 +36,15 @@ log = logging.getLogger("streamq.fetcher")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
-_PROBE_SHARE = 8
-"""Free slots per lane ahead from which reading under load is worth the slots it leaves empty for a turn."""
+_BELIEF_S = 0.005
+"""How long the lanes before the busy one are believed to be empty since they were last seen so."""
+
+
+class _Busy(NamedTuple):
+    """The lane that had entries, and when those before it had none."""
+
+    lane: Lane
+    seen_s: float
 
 
 class Starts(Protocol):
@@ -77,7 +85,7 @@ class Fetcher:
         self._give_back = give_back
         self._is_held = is_held
         self._complaints = Complaints(log)
-        self._busy_lane: dict[str, Lane | None] = {}
+        self._busy: dict[str, _Busy | None] = {}
         self._quiet = False
         self._connection = 0
         self._client_id: int | None = None
@@ -149,53 +157,45 @@ class Fetcher:
     # Reading
 
     async def _read_queue(self, queue: str, free: int) -> int:
-        busy = self._busy_lane.get(queue)
-        ahead = 0 if busy is None else LANES.index(busy)
-        if busy is None or free < _PROBE_SHARE * ahead:
+        busy = self._busy.get(queue)
+        if busy is None or monotonic_s() - busy.seen_s > _BELIEF_S:
             return await self._read_in_turn(queue, LANES, free)
-        started, go_on = await self._read_under_load(queue, LANES[:ahead], busy, free)
+        started, go_on = await self._read_under_load(queue, busy.lane, free)
         if go_on:
-            started += await self._read_in_turn(queue, LANES[ahead + 1 :], free - started)
+            after = LANES[LANES.index(busy.lane) + 1 :]
+            started += await self._read_in_turn(queue, after, free - started)
         return started
 
     async def _read_in_turn(self, queue: str, lanes: Sequence[Lane], free: int) -> int:
         """Each lane for what is left of ``free`` slots."""
-        started = 0
+        started, asked_s = 0, monotonic_s()
         for lane in lanes:
             if started >= free or self._quiet:
                 break
             source = self._sources[queue][lane]
             [entries] = await self._runner.run(self._read([source], free - started))
             if entries:
-                self._busy_lane[queue] = lane
+                self._busy[queue] = _Busy(lane, asked_s)
                 started += self._start(source, entries)
         return started
 
-    async def _read_under_load(
-        self, queue: str, ahead: Sequence[Lane], busy: Lane, free: int
-    ) -> tuple[int, bool]:
-        """The busy lane for nearly all slots, each lane before it for one entry, in one write.
+    async def _read_under_load(self, queue: str, lane: Lane, free: int) -> tuple[int, bool]:
+        """The busy lane for all slots, and in the same write the lengths of the lanes before it.
 
         Returns how many were started, and whether to go on with the lanes after the busy one.
         """
-        asked = free - len(ahead)
-        sources = self._sources[queue]
-        reads = [([sources[lane] for lane in ahead], 1), ([sources[busy]], asked)]
-        reads = reads if ahead else reads[1:]
-        replies = await self._runner.run_all([self._read(lanes, count) for lanes, count in reads])
-        # What was delivered is started even when the other half of the write failed.
-        counts = [
-            self._start_all(lanes, reply)
-            for (lanes, _), reply in zip(reads, replies, strict=True)
-            if not isinstance(reply, BaseException)
-        ]
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
-        surprised = bool(ahead) and counts[0] > 0
-        if surprised:
-            self._busy_lane[queue] = None
-        return sum(counts), not surprised and counts[-1] < asked
+        asked_s, sources = monotonic_s(), self._sources[queue]
+        ahead = [working.length(sources[other].key) for other in LANES[: LANES.index(lane)]]
+        read = self._read([sources[lane]], free)
+        [*lengths, reply] = await self._runner.run_all([*ahead, read])
+        for item in [reply, *lengths]:
+            if isinstance(item, BaseException):
+                raise item
+        # A length counts active entries too, so it may raise a false alarm; never a false calm.
+        alarmed = any(lengths)
+        self._busy[queue] = None if alarmed else _Busy(lane, asked_s)
+        started = self._start_all([sources[lane]], reply)
+        return started, not alarmed and started < free
 
     async def _read_blocking(self, names: Sequence[str]) -> int:
         """Wait for the first entries of any lane."""
@@ -205,10 +205,10 @@ class Fetcher:
         sources = [source for name in names for source in self._sources[name].values()]
         command = self._read(sources, max(1, self._executor.free // len(sources)), self._block_ms)
         replies = await self._runner.run(command, limit_s=self._block_ms / 1000 + 1)
-        started = 0
+        started, asked_s = 0, monotonic_s()
         for source, entries in zip(sources, replies, strict=True):
             if entries:
-                self._busy_lane[source.queue.name] = source.lane
+                self._busy[source.queue.name] = _Busy(source.lane, asked_s)
                 fitting = max(0, self._executor.free)
                 started += self._start(source, entries[:fitting])
                 if len(entries) > fitting:
