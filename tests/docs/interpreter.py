@@ -35,7 +35,7 @@ def _run(block: dict[str, Any], namespace: dict[str, Any], runner: asyncio.Runne
             result = eval(code, namespace)  # the documentation is ours
             if inspect.iscoroutine(result):
                 runner.run(result)
-    except BaseException:  # sys.exit, too, is something that an example must not do
+    except BaseException:  # noqa: BLE001  # sys.exit, too, is something that an example must not do
         problem = traceback.format_exc()
     return {"printed": printed.getvalue(), "problem": problem}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,10 @@ from tests.servers import Server
 
 GUIDE = CHECKOUT / "docs" / "guides" / "connecting.md"
 PRODUCERS_SCRIPTS = {"enqueue", "find"}
+WORKERS_COMMANDS = ("producing", "working", "moving", "presence")
+CONTAINERS = {"XGROUP", "XINFO", "CLIENT"}
+ARGUMENTS = {"BLOCK"}
+"""Words of commands that stand where a command's name would."""
 
 
 def listed() -> dict[str, list[str]]:
@@ -26,9 +31,20 @@ def called_in(name: str) -> set[str]:
     """The commands that a script may call, as rights."""
     calls = re.findall(r"redis\.p?call\('([A-Z]+)'(?:, '([A-Z]+)')?", script(name).source.decode())
     return {
-        f"+{command}|{then}".lower() if command in {"XGROUP", "XINFO"} else f"+{command}".lower()
+        f"+{command}|{then}".lower() if command in CONTAINERS else f"+{command}".lower()
         for command, then in calls
     }
+
+
+def sent_by(module: str) -> list[str]:
+    """The native commands that a module of the broker builds, as rights."""
+    source = (CHECKOUT / "streamq" / "broker" / f"{module}.py").read_text()
+    built = re.findall(r"""\(\s*"([A-Z]+)"(?:, "([A-Z]+)")?""", source)
+    return [
+        f"+{command}|{then}".lower() if command in CONTAINERS else f"+{command}".lower()
+        for command, then in built
+        if command not in ARGUMENTS
+    ]
 
 
 @pytest.mark.parametrize("user", ["producer", "worker"])
@@ -38,13 +54,18 @@ def test_the_listed_rights_cover_every_command_of_the_users_scripts(user: str) -
     assert not any(missing.values()), missing
 
 
+def test_the_listed_rights_cover_the_commands_that_a_worker_sends_itself() -> None:
+    words = [word for name in WORKERS_COMMANDS for word in sent_by(name)]
+    assert set(words) - set(listed()["worker"]) == set()
+
+
 def test_a_worker_may_all_that_a_producer_may() -> None:
     rights = listed()
     assert set(rights["producer"]) - set(rights["worker"]) == {"producer"}
 
 
 def test_each_server_takes_the_lists_as_they_are(any_server: Server) -> None:
-    client = any_server.client()
+    client: Any = any_server.client()
     for user, words in listed().items():
         try:
             client.execute_command(*words)
