@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from streamq.broker.command import Command, Word
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue
 from streamq.clock import monotonic_s
-from streamq.errors import ServerError, ServerTimeout, StreamQError, Unavailable
+from streamq.errors import ServerTimeout, StreamQError, Unavailable
 
 if TYPE_CHECKING:
     from streamq.broker.keys import QueueKeys
@@ -155,25 +155,21 @@ class Outbox:
             self._send_next()
 
     async def _answer(self, batch: _Batch) -> Enqueued:
+        error: Unavailable = ServerTimeout(f"{self.runner.address}: no answer within the time limit")
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await self._attempt(batch)
-            except Unavailable:
-                if monotonic_s() + pause_s >= batch.deadline_s:
-                    raise
+                async with asyncio.timeout(max(batch.deadline_s - monotonic_s(), _LEAST_ATTEMPT_S)):
+                    return await self.runner.run(batch.command)
+            except Unavailable as failed:
+                error = failed
+            except TimeoutError:
+                # This attempt was cut short, so what the one before it met says more.
+                raise error from error.__cause__
+            if monotonic_s() + pause_s >= batch.deadline_s:
+                raise error from error.__cause__
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-    async def _attempt(self, batch: _Batch) -> Enqueued:
-        left_s = max(batch.deadline_s - monotonic_s(), _LEAST_ATTEMPT_S)
-        try:
-            async with asyncio.timeout(left_s):
-                return await self.runner.run(batch.command)
-        except TimeoutError as error:
-            if isinstance(error, ServerError):
-                raise
-            raise ServerTimeout(f"{self.runner.address}: no answer within the time limit") from None
 
     def _deliver(self, batch: _Batch, enqueued: Enqueued) -> None:
         if enqueued.new_queue:

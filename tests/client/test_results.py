@@ -118,7 +118,12 @@ async def test_a_task_that_nobody_here_can_run_fails_with_the_reason(produced: P
         await result(await kept(produced, "unheard-of", retry=0))
 
 
-async def test_a_result_that_is_not_kept_is_an_error_that_names_the_remedy(produced: Producing) -> None:
+async def test_a_result_that_is_not_kept_is_an_error_that_names_the_remedy(
+    produced: Producing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told of a task that leaves nothing behind; the regular look finds it gone."""
+    for module in ("client", "sync_client"):
+        monkeypatch.setattr(f"streamq.client.{module}.RECHECK_S", 0.2)
     with pytest.raises(ResultNotKept, match="retention"):
         await result(await produced.enqueue("forgetful"))
     with pytest.raises(ResultNotKept):
