@@ -198,7 +198,7 @@ async def test_lanes_of_a_queue_are_strict_and_front_comes_first(app: StreamQ, s
 
 
 async def test_a_high_task_overtakes_a_backlog_of_normal_ones(app: StreamQ) -> None:
-    """Under load at most the batch on its way is ahead of it."""
+    """Under load at most the batch on its way is ahead of it; then it is the first."""
     await app.enqueue_many([app.task(name="n")(noop).call()] * 400)
     slots = Slots(50)
     async with Turns(app, slots, {"default": 1}) as fetcher:
@@ -206,9 +206,28 @@ async def test_a_high_task_overtakes_a_backlog_of_normal_ones(app: StreamQ) -> N
         slots.free = 50
         await fetcher.run_once()
         await put(app, "default", "urgent", priority="high")
-        slots.free, slots.started = 50, []
+        slots.free = 50
         await fetcher.run_once()
-    assert "urgent" in slots.ids
+        slots.free, slots.started = 50, slots.started[-50:]
+        await fetcher.run_once()
+    assert slots.ids.index("urgent") in {0, 50}
+
+
+async def test_a_worker_whose_slots_free_slowly_takes_the_high_task_next(
+    app: StreamQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen empty is believed for a moment only: no normal task comes before it."""
+    now_s = 1000.0
+    monkeypatch.setattr("streamq.worker.fetcher.monotonic_s", lambda: now_s)
+    await app.enqueue_many([app.task(name="n")(noop).call()] * 4)
+    slots = Slots(1)
+    async with Turns(app, slots, {"default": 1}) as fetcher:
+        await fetcher.run_once()
+        await put(app, "default", "urgent", priority="high")
+        now_s += 0.1
+        slots.free = 1
+        await fetcher.run_once()
+    assert slots.ids[-1] == "urgent"
 
 
 # Paused
