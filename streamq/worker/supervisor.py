@@ -86,20 +86,16 @@ class Supervisor:
 
     async def run(self) -> bool:
         """Keep the children up until stopped. Returns whether all ended in order after that."""
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as group:
                 for place in range(self._count):
                     group.create_task(self._keep(), name=f"streamq-child-{place}")
         finally:
-            for process in self._children.values():
-                _send(process, signal.SIGKILL)  # Only left when this function itself was cancelled.
             if self._recovering:
                 log.info("recovering what the last workers left count=%d", len(self._recovering))
                 await asyncio.wait(self._recovering, timeout=_RECOVER_AT_END_S)
             for task in self._recovering:
                 task.cancel()
-        log.debug("supervisor done at=%.3f", loop.time())
         return not self._unclean_at_end
 
     def quiet(self) -> None:
@@ -164,8 +160,12 @@ class Supervisor:
         try:
             return await process.wait()
         finally:
-            if process.returncode is not None:
-                del self._children[worker_id]
+            if process.returncode is None:  # This function was cancelled.
+                _send(process, signal.SIGKILL)
+                await process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+            del self._children[worker_id]
 
     def _have_recovered(self, worker_id: str) -> None:
         """Beside everything else: while Redis is away the replacement starts all the same."""
