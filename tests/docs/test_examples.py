@@ -31,6 +31,7 @@ from typing import Any, Self
 
 import pytest
 
+from streamq.broker import embedded_guard as guard
 from tests.conftest import PrivateServer
 from tests.docs.pages import CHECKOUT, Block, blocks, pages
 from tests.servers import Server
@@ -128,10 +129,12 @@ class Stage:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        try:
-            self.stop_worker()
-        finally:
-            self._ends.close()
+        with self._ends:
+            self._ends.callback(self.stop_worker)
+        for locks in (self.folder / "data").glob("streamq/embedded/*/locks"):
+            wait_until_free(
+                locks
+            )  # an embedded server ends after its last user, and may not lose its folder before
 
     def perform(self, block: Block) -> None:
         PERFORMERS[block.tag](self, block)
@@ -297,6 +300,15 @@ def end_interpreter(process: subprocess.Popen[str]) -> None:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def wait_until_free(locks: Path) -> None:
+    """Wait until nothing guards the data of an embedded server any more."""
+    guarded = guard.open_lock(locks, guard.GUARD)
+    try:
+        assert guard.lock_within(guarded, WITHIN_S), "the embedded server does not end"
+    finally:
+        os.close(guarded)
 
 
 def assert_shown(block: Block, expected: list[str], said: str) -> None:
