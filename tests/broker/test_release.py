@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamq.broker import working
 from streamq.model.lanes import Lane
 from streamq.model.states import State
 from tests.broker.stage import Stage
@@ -54,6 +55,16 @@ def test_a_release_that_comes_late_is_told_lost_and_changes_nothing(stage: Stage
     stage.release(twice)
     before = stage.dump()
     assert stage.release(ended, taken, twice) == [b"lost"] * 3
+    assert stage.dump() == before
+
+
+def test_what_nobody_holds_cannot_be_released(stage: Stage) -> None:
+    """The acknowledged entry is the token: a ready one has none to give back."""
+    stage.started("active")
+    stage.enqueue("ready")
+    [_, (ready, _)] = stage.redis.xrange(stage.queue.lanes[Lane.NORMAL])
+    before = stage.dump()
+    assert stage.run(working.release(stage.queue, Lane.NORMAL, [ready])) == [b"lost"]
     assert stage.dump() == before
 
 
