@@ -126,7 +126,7 @@ PLAIN: Any = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)
     ),
-    max_leaves=12,
+    max_leaves=6,
 )
 
 
