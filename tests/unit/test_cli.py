@@ -55,7 +55,7 @@ REFUSED = [
     ("shop.tasks:app --queue mail=many", 2, "--queue mail=many: the weight must be a whole number"),
     ("shop.tasks:app --queue mail=0", 2, "--queue mail: the weight must be"),
     ("shop.tasks:app --queue a --queue a=2", 2, "given twice"),
-    ("shop.tasks:app --queue {a}", 2, "--queue {a}: must not contain"),
+    ("shop.tasks:app --queue {a}", 2, "--queue: must not contain"),
     ("shop.tasks:app --concurrency 0", 2, "--concurrency: must be"),
     ("shop.tasks:app --processes 0", 2, "--processes: must be"),
     ("shop.tasks:app --lease 0.1", 2, "--lease: must be"),
@@ -96,12 +96,10 @@ def test_a_child_is_started_with_what_its_supervisor_was_given() -> None:
     config = WorkerConfig(
         queues={"b": 6, "a": 1}, strict=True, concurrency=7, lease_ms=1500, grace_s=2.5, crash_limit=1
     )
-    assert (
-        child_words("shop.tasks:app", config, "debug")
-        == (
-            "shop.tasks:app --queue b=6 --queue a=1 --concurrency 7 --lease 1.5 --grace 2.5"
-            " --crash-limit 1 --log-level debug --strict"
-        ).split()
+    words = " ".join(child_words("shop.tasks:app", config, "debug"))
+    assert words == (
+        "shop.tasks:app --queue b=6 --queue a=1 --concurrency 7 --lease 1.5 --grace 2.5"
+        " --crash-limit 1 --log-level debug --strict"
     )
 
 
