@@ -109,7 +109,8 @@ class Inspector:
         now_ms = await self._runner.run(presence.server_time())
         ids = await self._runner.run(presence.alive(self.keys, now_ms))
         said = _checked(await self._runner.run_all(presence.look_at(self.keys, ids)))
-        return [worker for worker in said if worker is not None]
+        # Neither those that expired meanwhile nor those whose heartbeat makes no sense.
+        return [worker for worker in said if isinstance(worker, WorkerInfo)]
 
     async def counters(self, name: str, day: str | None = None) -> dict[str, int]:
         """A queue's counters: over all time, or of one UTC day as YYYYMMDD."""
