@@ -41,7 +41,7 @@ class NoGroup(ServerRefused):
     """The stream or its group is gone (never made, deleted, flushed)."""
 
 
-_GRANT = "grant the ACL user the rights listed in the operations guide"
+_GRANT = "grant the ACL user the rights listed in the guide on connecting"
 _NEEDS = "StreamQ needs Redis 6.2 or newer, with scripts enabled"
 
 # code -> error, remedy
