@@ -197,6 +197,7 @@ def test_the_first_call_into_a_queue_says_that_it_is_new(stage: Stage) -> None:
     task = (how(Lane.NORMAL), "a", b"m")
     assert stage.send(1, task).new_queue
     assert not stage.send(2, (how(Lane.NORMAL), "b", b"m")).new_queue
+    assert not stage.send(1, (how(Lane.NORMAL), "c", b"m"), producer="other").new_queue
     stage.redis.delete(*stage.queue.every)
     assert stage.send(3, task).new_queue
 
