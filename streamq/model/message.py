@@ -147,8 +147,8 @@ class Message:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Text pairs that travel with the task, in clear."""
-        return self._stored.get("h") or {}
+        """Text pairs that travel with the task, in clear. A copy: changing it changes no message."""
+        return dict(self._stored.get("h") or {})
 
     @property
     def retried(self) -> int:
