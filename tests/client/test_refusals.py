@@ -6,10 +6,12 @@ import asyncio
 import logging
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 
 from streamq import StreamQ, StreamQError, TaskCall
@@ -119,20 +121,44 @@ async def test_a_user_without_the_rights_is_told_so_at_once(
     assert QUOTED not in everything_said(error)
 
 
-async def test_a_loading_server_is_waited_for_and_then_named(private_server: PrivateServer) -> None:
-    server = private_server(aof=True, extra=("--key-load-delay", "50"))  # microseconds a key
-    with server.client().pipeline(transaction=False) as pipeline:
-        for number in range(10_000):
-            pipeline.set(f"k{number}", b"v")
-        pipeline.execute()
-    server.stop()
-    server.start(wait=False)
-    error: object = None
-    while not isinstance(error, ServerLoading):  # at first it does not listen yet
-        async with StreamQ(server.url, enqueue_timeout=0.3) as app:
-            [error] = await asyncio.gather(app.enqueue("t"), return_exceptions=True)
-        assert isinstance(error, Unavailable)
-    async with StreamQ(server.url, enqueue_timeout=WITHIN_S) as app:
+@asynccontextmanager
+async def loading_server(refusals: int) -> AsyncIterator[str]:
+    """The address of a server that is loading for the first so many calls of a script.
+
+    A real one loads for as long as it likes; that it is told as ServerLoading is shown by the runner's tests.
+    """
+
+    answers = {
+        b"EVALSHA": b"*2\r\n$5\r\nknown\r\n$5\r\nready\r\n",
+        b"INFO": b"$20\r\nredis_version:7.0.15\r\n",
+    }
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal refusals
+        requests = hiredis.Reader()
+        while data := await reader.read(65536):
+            requests.feed(data)
+            while request := requests.gets():
+                if request[0] == b"EVALSHA" and refusals > 0:
+                    refusals -= 1
+                    writer.write(b"-LOADING Redis is loading the dataset in memory\r\n")
+                else:
+                    writer.write(answers.get(request[0], b":1\r\n"))
+        writer.close()
+
+    async with await asyncio.start_server(serve, HOST, 0) as server:
+        yield f"redis://{HOST}:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_loading_server_is_named(refused: Callable[..., Any]) -> None:
+    async with loading_server(refusals=1000) as url:
+        error = await refused(url)
+    assert type(error) is ServerLoading
+    assert "try again shortly" in str(error)
+
+
+async def test_a_loading_server_is_waited_for() -> None:
+    async with loading_server(refusals=3) as url, StreamQ(url) as app:
         assert (await app.enqueue("t")).created
 
 
