@@ -1,0 +1,181 @@
+"""Real user code: everything here must be accepted by mypy --strict, as it stands.
+
+It is checked, never run. What must be refused is in test_typing.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from streamq import (
+    Client,
+    Drop,
+    Exponential,
+    Fixed,
+    Inspector,
+    Limits,
+    Listed,
+    QueueInfo,
+    Retry,
+    SkipRetry,
+    State,
+    StreamQ,
+    StreamQError,
+    SyncClient,
+    SyncTaskHandle,
+    Task,
+    TaskCall,
+    TaskContext,
+    TaskHandle,
+    TaskInfo,
+    Worker,
+    WorkerInfo,
+    current_task,
+)
+from streamq.errors import BatchError, TaskFailed, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Shop:
+    name: str
+
+
+@asynccontextmanager
+async def lifespan() -> AsyncIterator[Shop]:
+    yield Shop("corner")
+
+
+async def on_error(context: TaskContext, error: BaseException) -> None:
+    log.error("%s %s failed in attempt %d: %s", context.type, context.id, context.attempt, error)
+
+
+app = StreamQ(
+    "redis://localhost:6379/0",
+    namespace="shop",
+    defaults={"queue": "mail", "retry": 3, "timeout": timedelta(seconds=30)},
+    limits=Limits(payload_bytes=1 << 16),
+    enqueue_timeout=2.5,
+    lifespan=lifespan,
+    on_error=on_error,
+)
+
+
+@app.task(
+    queue="mail", timeout=30, retry=Retry(max_retries=5), retention=timedelta(minutes=10), priority="high"
+)
+async def send_mail(to: str, subject: str, *, copies: Sequence[str] = ()) -> str:
+    if not to:
+        raise SkipRetry("nobody to write to")
+    return f"{to}: {subject} {copies}"
+
+
+@app.task(name="report:make", is_failure=lambda error: not isinstance(error, Unavailable))
+def make_report(day: datetime, pages: int = 1) -> list[int]:
+    if pages < 1:
+        raise Drop
+    return list(range(pages + day.day))
+
+
+@app.task(retry=None, timeout=None, retention=None, headers=None)
+async def clean_up() -> None:
+    context = current_task()
+    assert_type(context.headers["trace"], str)
+
+
+async def produce() -> None:
+    async with app:
+        handle = await send_mail.enqueue("a@example.org", subject="hi")
+        assert_type(handle, TaskHandle[str])
+        assert_type(await handle.result(timeout=10), str)
+        assert_type(await handle.info(), TaskInfo)
+        assert_type((await handle.info()).state, State)
+        assert_type((handle.id, handle.queue, handle.created), tuple[str, str, bool])
+
+        later = send_mail.options(delay=timedelta(minutes=5), priority="low", headers={"trace": "1"})
+        assert_type(await later.enqueue("b@example.org", "x", copies=["c@example.org"]), TaskHandle[str])
+        assert_type(await make_report.enqueue(datetime.now(UTC)), TaskHandle[list[int]])
+        assert_type(await clean_up.enqueue(), TaskHandle[None])
+
+        await (
+            send_mail.options(
+                queue="other",
+                at=datetime.now(UTC),
+                deadline=datetime.now(UTC),
+                expires=60,
+                task_id="welcome:7",
+                on_conflict="return",
+                retention=None,
+                timeout=2.5,
+                retry=Retry(3, delay=Exponential(1, cap=60)),
+            )
+            .options(retry=5)
+            .enqueue("a", "b")
+        )
+
+        many = await app.enqueue_many(send_mail.call(f"{n}@example.org", subject="y") for n in range(10))
+        assert_type(many, list[TaskHandle[str]])
+        assert_type(await app.enqueue(send_mail.call("a", "b")), TaskHandle[str])
+        assert_type(await app.enqueue(send_mail.call("a", "b"), delay=5), TaskHandle[str])
+        assert_type(await app.enqueue("email:send", {"to": "a"}, queue="mail", delay=5), TaskHandle[Any])
+        assert_type(app.client, Client)
+        try:
+            await app.enqueue_many([make_report.call(datetime.now(UTC), pages=3)])
+        except BatchError as error:
+            log.error("%d results", len(error.results))
+        except (TaskFailed, StreamQError):
+            raise
+
+
+def produce_blocking() -> None:
+    with app.sync() as client:
+        assert_type(client, SyncClient)
+        handle = client.enqueue(send_mail.call("a@example.org", "hi"))
+        assert_type(handle, SyncTaskHandle[str])
+        assert_type(handle.result(timeout=timedelta(seconds=5)), str)
+        assert_type(handle.info(), TaskInfo)
+        assert_type(client.enqueue(make_report.call(datetime.now(UTC)), retry=1), SyncTaskHandle[list[int]])
+        assert_type(client.enqueue("email:send", {"to": "a"}, priority="low"), SyncTaskHandle[Any])
+        assert_type(client.enqueue_many([send_mail.call("a", "b")]), list[SyncTaskHandle[str]])
+
+
+async def call_directly() -> None:
+    assert_type(await send_mail("a@example.org", "hi"), str)
+    assert_type(make_report(datetime.now(UTC), pages=2), list[int])
+    await clean_up()
+
+
+async def schedule(task: Task[[str, str], str], call: TaskCall[int]) -> int:
+    """Tasks and calls are values that may be passed on with their types."""
+    assert_type(await task.enqueue("a", "b"), TaskHandle[str])
+    return await (await app.enqueue(call)).result()
+
+
+async def operate() -> None:
+    async with app.inspector() as inspector:
+        assert_type(inspector, Inspector)
+        assert_type(await inspector.queues(), list[str])
+        assert_type(await inspector.queue("mail"), QueueInfo)
+        assert_type(await inspector.workers(), list[WorkerInfo])
+        assert_type(await inspector.task("mail", "x"), TaskInfo)
+    worker = app.worker(queues={"mail": 6, "default": 3}, concurrency=50)
+    assert_type(worker, Worker)
+    await worker.run()
+
+
+def own_delay(failures: int, error: BaseException) -> float:
+    return 2.0 * failures
+
+
+policies = [
+    Retry(3, delay=own_delay),
+    Retry(3, delay=Listed(1, timedelta(seconds=5), 60)),
+    Retry(3, delay=Fixed(0.5)),
+    Retry(delay=timedelta(seconds=1)),
+]
