@@ -37,43 +37,45 @@ async def use() -> None:
     with app.sync() as sync:
 """
 
-# A statement, and the code of the error that mypy must find in it.
 WRONG = (
-    ("await send.enqueue(1, subject='x')", "arg-type"),
-    ("await send.enqueue('a')", "call-arg"),
-    ("await send.enqueue('a', 'b', copies='many')", "arg-type"),
-    ("await send.enqueue('a', subjct='b')", "call-arg"),
-    ("await send.enqueue('a', 'b', 0, 'too many')", "call-arg"),
-    ("await send.enqueue('a', 'b', delay=5)", "call-arg"),
-    ("send.call('a', 2)", "arg-type"),
-    ("await send.options(delay=5).enqueue('a')", "call-arg"),
-    ("send.options(dely=5)", "call-arg"),
-    ("send.options(delay='soon')", "arg-type"),
-    ("send.options(at='tomorrow')", "arg-type"),
-    ("send.options(priority='urgent')", "arg-type"),
-    ("send.options(on_conflict='ignore')", "arg-type"),
-    ("send.options(retry=1.5)", "arg-type"),
-    ("send.options(headers={'k': 1})", "dict-item"),
-    ("send.options(queue=None)", "arg-type"),
-    ("app.task(delay=5)", "call-arg"),
-    ("app.task(quue='x')", "call-arg"),
-    ("StreamQ('redis://localhost', defaults={'task_id': 'x'})", "arg-type"),
-    ("await app.enqueue('t', ['no map'])", "call-overload"),
-    ("await app.enqueue('t', {}, quue='x')", "call-overload"),
-    ("await app.enqueue(send.call('a', 'b'), dely=5)", "call-overload"),
-    ("await app.enqueue(send)", "call-overload"),
-    ("await app.enqueue_many([send])", "arg-type"),
-    ("n: int = await (await send.enqueue('a', 'b')).result()", "assignment"),
-    ("h: TaskHandle[int] = await send.enqueue('a', 'b')", "assignment"),
-    ("k: int = sync.enqueue(send.call('a', 'b')).result()", "assignment"),
-    ("sync.enqueue(add.call('1', 2))", "arg-type"),
-    ("sync.enqueue('t', {}, priority='urgent')", "call-overload"),
-    ("m: str = add(1, 2)", "assignment"),
-    ("add(1, '2')", "arg-type"),
-    ("o: int = await send('a', 'b')", "assignment"),
-    ("(await send.enqueue('a', 'b')).id = 5", "assignment"),
-    ("Retry('3')", "arg-type"),
+    "await send.enqueue(1, subject='x')",
+    "await send.enqueue('a')",
+    "await send.enqueue('a', 'b', copies='many')",
+    "await send.enqueue('a', subjct='b')",
+    "await send.enqueue('a', 'b', 0, 'too many')",
+    "await send.enqueue('a', 'b', delay=5)",
+    "send.call('a', 2)",
+    "await send.options(delay=5).enqueue('a')",
+    "send.options(dely=5)",
+    "send.options(delay='soon')",
+    "send.options(at='tomorrow')",
+    "send.options(priority='urgent')",
+    "send.options(on_conflict='ignore')",
+    "send.options(retry=1.5)",
+    "send.options(headers={'k': 1})",
+    "send.options(queue=None)",
+    "app.task(delay=5)",
+    "app.task(quue='x')",
+    "StreamQ('redis://localhost', defaults={'task_id': 'x'})",
+    "await app.enqueue('t', ['no map'])",
+    "await app.enqueue('t', {}, quue='x')",
+    "await app.enqueue(send.call('a', 'b'), dely=5)",
+    "await app.enqueue(send)",
+    "await app.enqueue_many([send])",
+    "n: int = await (await send.enqueue('a', 'b')).result()",
+    "h: TaskHandle[int] = await send.enqueue('a', 'b')",
+    "k: int = sync.enqueue(send.call('a', 'b')).result()",
+    "sync.enqueue(add.call('1', 2))",
+    "sync.enqueue('t', {}, priority='urgent')",
+    "m: str = add(1, 2)",
+    "add(1, '2')",
+    "o: int = await send('a', 'b')",
+    "(await send.enqueue('a', 'b')).id = 5",
+    "Retry('3')",
 )
+# Anything else, an unknown name for example, would be a mistake in this test.
+ABOUT_TYPES = {"arg-type", "assignment", "call-arg", "call-overload", "dict-item"}
+
 RIGHT = (
     "await send.enqueue('a', subject='b', copies=1)",
     "p: str = await (await send.enqueue('a', 'b')).result(timeout=timedelta(seconds=5))",
@@ -110,14 +112,12 @@ def test_real_user_code_is_accepted(cache: Path) -> None:
 
 
 def test_wrong_arguments_and_options_are_found_and_right_ones_are_not(cache: Path, tmp_path: Path) -> None:
-    """Line by line: the code that is expected, in the line where the mistake is, and nothing else."""
+    """Line by line: an error in each line with a mistake, about its types, and none in the others."""
     file = tmp_path / "wrong.py"
-    statements = [statement for statement, _ in WRONG] + list(RIGHT)
+    statements = [*WRONG, *RIGHT]
     file.write_text(PREAMBLE + "".join(f"        {statement}\n" for statement in statements))
     first = PREAMBLE.count("\n") + 1
-    found: dict[int, set[str]] = {}
-    for line, code in re.findall(r"wrong\.py:(\d+): error: .*\[([\w-]+)\]$", mypy(file, cache), re.MULTILINE):
-        found.setdefault(int(line) - first, set()).add(code)
-    expected = {place: {code} for place, (_, code) in enumerate(WRONG)}
-    named = {statements[place]: codes for place, codes in found.items()}
-    assert named == {statements[place]: codes for place, codes in expected.items()}
+    errors = re.findall(r"wrong\.py:(\d+): error: .*\[([\w-]+)\]$", mypy(file, cache), re.MULTILINE)
+    assert {code for _, code in errors} <= ABOUT_TYPES
+    found = {statements[int(line) - first] for line, _ in errors}
+    assert found == set(WRONG)
