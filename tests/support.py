@@ -20,13 +20,13 @@ WITHIN_S = 20.0
 
 SHORT: dict[str, Any] = {
     "concurrency": 10,
-    "lease_ms": 600,
+    "lease_ms": 3_000,
     "block_ms": 200,
     "presence_s": 0.2,
     "crash_backoff_ms": 50,
     "grace_s": 10,
 }
-"""Settings of a worker that notices everything soon."""
+"""Settings of a worker that notices everything soon; its lease bears a machine that is very busy."""
 
 
 async def eventually(ask: Callable[[], Any], what: str = "", *, within_s: float = WITHIN_S) -> Any:

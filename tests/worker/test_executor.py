@@ -165,7 +165,7 @@ async def test_a_lifespan_that_fails_ends_the_worker_with_its_error(
         raise OSError("no database")
         yield
 
-    worker = app.worker(lifespan=lifespan)
+    worker = make_worker(app, lifespan=lifespan)
     with pytest.raises(OSError, match="no database"):
         await worker.run()
     assert await inspector.workers() == []
@@ -562,7 +562,8 @@ async def test_a_malformed_entry_that_is_given_back_or_recovered_is_not_lost(
     await fine.enqueue("after")
     redis.xgroup_create(lane, "w", "0")
     redis.xreadgroup("w", "dead", {lane: ">"}, count=10)
-    async with running(app, lease_ms=300):
+    async with running(app) as worker:
+        await worker.recoverer.run_once("dead")
         await eventually(lambda: sorted(ran) == ["after", "before"])
         await eventually(lambda: redis.zcard(keys.archived) == 2)
     queue = await inspector.queue("default")

@@ -235,6 +235,7 @@ async def test_current_task_of_a_recovered_schedule_keeps_its_crash_count(
     [lane] = [key for key in keys.lanes.values() if key.endswith(b":normal")]
     redis.xgroup_create(lane, "w", "0")
     redis.xreadgroup("w", "dead", {lane: ">"}, count=1)
-    async with running(app, lease_ms=300):
+    async with running(app) as worker:
+        await worker.recoverer.run_once("dead")
         await eventually(lambda: len(seen) == 2)
     assert seen == [1, 1]

@@ -181,7 +181,7 @@ async def test_a_connection_that_drops_between_success_and_acknowledgement_costs
         runs.append(1)
 
     async with app, app.inspector() as inspector:
-        async with running(app, lease_ms=300) as worker:
+        async with running(app) as worker:
             lost = proxy.lose_next_reply(script("complete").sha)
             handle = await once.enqueue()
             await eventually(lambda: is_gone(inspector, handle.id))
@@ -247,7 +247,8 @@ async def test_the_outcome_of_a_worker_that_was_taken_for_dead_is_refused(
     a.recoverer.run_once = _nothing  # type: ignore[method-assign]
     async with live(a):
         await a_started.wait()
-        async with running(app, lease_ms=300) as b:
+        async with running(app) as b:
+            await b.recoverer.run_once(a.id)
             info = await in_state(inspector, handle.id, State.COMPLETED)
             assert b.recoverer.recovered == 1
             a_ends.set()

@@ -125,7 +125,7 @@ async def test_a_handler_is_told_at_the_deadline_and_its_task_returns_only_after
             await may_end.wait()
 
     handle = await tidy.enqueue()
-    worker = make_worker(app, grace_s=0.05, lease_ms=300)
+    worker = make_worker(app, grace_s=0.05, lease_ms=600)
     async with live(worker) as run:
         await eventually(lambda: worker.executor.running)
         worker.stop()

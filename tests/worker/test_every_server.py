@@ -1,0 +1,76 @@
+"""A worker on each kind of server: the same life of tasks everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NoReturn
+
+import pytest
+
+from streamq import Retry, SkipRetry, StreamQ, current_task
+from streamq.errors import TaskFailed
+from streamq.worker.worker import Worker
+from tests.servers import Server
+from tests.support import eventually, live, make_worker, running
+
+
+async def test_tasks_succeed_fail_wait_and_come_back_on_every_server(
+    any_server: Server, namespace: str
+) -> None:
+    """Results, retries, the archive, delays, priorities, release at a stop and recovery."""
+    app = StreamQ(any_server.url, namespace=namespace)
+    ends = asyncio.Event()
+    crashes: list[int] = []
+
+    @app.task(name="add", retention=60)
+    async def add(left: int, right: int) -> int:
+        return left + right
+
+    @app.task(name="flaky", retention=60, retry=Retry(max_retries=2, delay=0))
+    def flaky() -> int:
+        if current_task().attempt < 3:
+            raise ValueError
+        return current_task().attempt
+
+    @app.task(name="bad")
+    async def bad() -> NoReturn:
+        raise SkipRetry("no use")
+
+    @app.task(name="long", retention=60)
+    async def long() -> str:
+        crashes.append(current_task().crashes)
+        await ends.wait()
+        return "at last"
+
+    async with app, app.inspector() as inspector:
+        slow = await long.enqueue()
+        first = make_worker(app, grace_s=0)
+        async with live(first):
+            await eventually(lambda: crashes == [0])
+        assert (await inspector.queue("default")).ready == 1  # given back
+        await take_and_die(app, any_server, first)
+        async with running(app) as worker:
+            await worker.recoverer.run_once("dead")
+            await eventually(lambda: crashes == [0, 1])
+            sums = await app.enqueue_many(add.options(priority="high").call(n, n) for n in range(50))
+            tried, late, failed = (
+                await flaky.enqueue(),
+                await add.options(delay=0.05).enqueue(1, 2),
+                await bad.enqueue(),
+            )
+            assert [await handle.result(timeout=20) for handle in sums] == [2 * n for n in range(50)]
+            assert await tried.result(timeout=20) == 3
+            assert await late.result(timeout=20) == 3
+            with pytest.raises(TaskFailed, match="no use"):
+                await failed.result(timeout=20)
+            ends.set()
+            assert await slow.result(timeout=20) == "at last"
+        queue = await inspector.queue("default")
+        assert (queue.ready, queue.active, queue.retry, queue.scheduled) == (0, 0, 0, 0)
+        assert (queue.completed, queue.archived, queue.failed) == (53, 1, 3)
+
+
+async def take_and_die(app: StreamQ, server: Server, worker: Worker) -> None:
+    """Deliver what stands in front to a consumer that never settles it."""
+    front = next(iter(worker.queues["default"].lanes.values()))
+    assert server.client().xreadgroup("w", "dead", {front: ">"}, count=10)
