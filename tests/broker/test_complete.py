@@ -64,6 +64,19 @@ def test_in_a_mixed_batch_each_task_has_its_own_answer(stage: Stage, stale: set[
     assert stage.active() == []
 
 
+def test_the_same_entry_id_in_another_lane_is_another_lease(stage: Stage) -> None:
+    """B6: ids count the milliseconds of one stream, so two lanes may well have the same."""
+    for name, lane in (("h", Lane.HIGH), ("l", Lane.LOW)):
+        stage.redis.xadd(stage.queue.lanes[lane], {"id": name, "m": "m"}, id="5-1")
+        stage.redis.hset(stage.queue.index, name, f"{lane}5-1")
+    high, low = stage.fetch()
+    assert high.entry_id == low.entry_id
+    assert stage.complete(low) == [b"ok"]
+    assert stage.complete(low) == [b"lost"]
+    assert stage.active(Lane.HIGH) == [high.entry_id]
+    assert stage.complete(high) == [b"ok"]
+
+
 def test_an_entry_named_twice_in_a_batch_counts_once(stage: Stage) -> None:
     [entry, other] = stage.started("a", "b")
     assert sorted(stage.complete(entry, other, entry)) == [b"lost", b"ok", b"ok"]

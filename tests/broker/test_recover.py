@@ -38,7 +38,7 @@ def test_an_expired_lease_issues_the_task_again_in_front(stage: Stage) -> None:
     assert (found.front, found.retry, found.archived, found.pending, found.finished) == (1, 0, 0, 0, True)
     [new, waiting] = stage.fetch("w2")
     assert (new.lane, new.home, new.crashes, new.message) == (Lane.FRONT, Lane.LOW, 1, b"m-a")
-    assert new.entry_id != old.entry_id
+    assert stage.complete(old) == [b"lost"]
     assert waiting.task_id == b"waiting"
     assert stage.ids(Lane.LOW) == []
     assert stage.counters() == stage.counters(stage.queue.stats_of(DAY)) == {"recovered": 1}
