@@ -1,6 +1,7 @@
 """StreamQ: a distributed task queue for Python on Redis Streams."""
 
 from streamq.app import StreamQ
+from streamq.broker.address import Address
 from streamq.client.client import Client
 from streamq.client.handles import SyncTaskHandle, TaskHandle
 from streamq.client.sync_client import SyncClient
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022
     # the app and its tasks
     "StreamQ",
+    "Address",
     "Task",
     "TaskCall",
     "Retry",

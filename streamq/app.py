@@ -6,30 +6,36 @@ process know nothing of each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from streamq.broker.address import Address
 from streamq.client.client import Client, ClientConfig
 from streamq.client.handles import TaskHandle
 from streamq.client.sync_client import SyncClient
-from streamq.errors import OptionError, RegistrationError, UsageError
+from streamq.errors import RegistrationError, UsageError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall, as_call
 from streamq.model.definition import Definition
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
-from streamq.task import Decorator, Task
-from streamq.worker.config import Lifespan, OnError, WorkerConfig
+from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task
+from streamq.worker.config import Lifespan, OnError, WorkerConfig, WorkerSettings
 from streamq.worker.worker import Worker
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class StreamQ:
     """One application: a namespace on one Redis, its tasks and their defaults.
+
+    ``url`` may also be an Address, for what a URL should not carry. ``defaults`` are options for
+    tasks that say nothing themselves. ``enqueue_timeout`` bounds how long an enqueue waits for Redis.
+    ``lifespan`` is entered by each worker; what it yields is ``current_task().state``. ``on_error``
+    is called by workers after each attempt that raised.
 
     ``async with app`` opens its client; inside, tasks can be enqueued. ``app.sync()`` does the same
     for blocking code.
@@ -39,7 +45,7 @@ class StreamQ:
 
     def __init__(
         self,
-        url: str = "redis://localhost:6379/0",
+        url: str | Address = "redis://localhost:6379/0",
         *,
         namespace: str | None = None,
         defaults: TaskOptions | None = None,
@@ -48,7 +54,7 @@ class StreamQ:
         lifespan: Lifespan | None = None,
         on_error: OnError | None = None,
     ) -> None:
-        self.address = Address.parse(url)
+        self.address = url if isinstance(url, Address) else Address.parse(url)
         self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
         self.lifespan = lifespan
         self.on_error = on_error
@@ -67,21 +73,38 @@ class StreamQ:
 
     # Tasks
 
+    @overload
+    def task(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
+        self, handler: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, handler: Callable[P, R], /) -> SyncTask[P, R]: ...
+    @overload
     def task(
         self,
         *,
         name: str | None = None,
-        is_failure: Callable[[BaseException], bool] | None = None,
+        is_failure: IsFailure | None = None,
         **options: Unpack[TaskOptions],
-    ) -> Decorator:
-        """Register the decorated function as a task.
+    ) -> Decorator: ...
+    def task(  # type: ignore[misc]  # mypy does not match a TypedDict's keywords with themselves here
+        self,
+        handler: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        is_failure: IsFailure | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Any:
+        """Register the decorated function as a task: ``@app.task``, or ``@app.task(...)`` with options.
 
         ``name`` is the function's module and name unless given. ``is_failure`` tells errors that
         count as failures from those after which the task is simply tried again.
 
         Raises OptionError for bad options, RegistrationError for a name that is taken.
         """
-        return Decorator(self, name, Options.of(options, TASK_OPTION_NAMES), is_failure)
+        decorator = Decorator(self, name, Options.of(options, TASK_OPTION_NAMES), is_failure)
+        return decorator if handler is None else decorator(handler)
 
     def register(self, task: Task[..., Any]) -> None:
         """Add a task; ``task`` does this. Raises RegistrationError."""
@@ -147,22 +170,18 @@ class StreamQ:
 
     # Working and looking
 
-    def worker(self, **settings: Any) -> Worker:
-        """A worker for this app's tasks. Settings are the fields of WorkerConfig.
+    def worker(self, **settings: Unpack[WorkerSettings]) -> Worker:
+        """A worker for this app's tasks.
 
         Raises OptionError for settings that make no sense.
         """
-        settings = {
-            "namespace": self.config.namespace,
-            "limits": self.config.limits,
-            "lifespan": self.lifespan,
-            "on_error": self.on_error,
-            **settings,
-        }
-        try:
-            config = WorkerConfig(**settings)
-        except TypeError as error:
-            raise OptionError("worker", str(error).partition("() ")[2]) from None
+        config = WorkerConfig.of(
+            settings,
+            namespace=self.config.namespace,
+            limits=self.config.limits,
+            lifespan=self.lifespan,
+            on_error=self.on_error,
+        )
         return Worker(self.address, self.definitions(), config)
 
     def inspector(self) -> Inspector:

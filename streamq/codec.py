@@ -200,7 +200,7 @@ class _Walk:
                 raise PayloadError(path, "is a datetime without time zone; give it one")
         elif not isinstance(value, tuple(_ATOMS)):
             hint = "pass plain values: numbers, text, bytes, lists, maps"
-            raise PayloadError(path, f"is a {kind.__name__}, which cannot be stored; {hint}")
+            raise PayloadError(path, f"has the type {kind.__name__}, which cannot be stored; {hint}")
 
     def _enter(self, path: str, depth: int) -> None:
         if depth < 1:

@@ -8,7 +8,7 @@ whose other end nobody but the supervisor has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,7 +80,7 @@ def worker(
 
     with reporting():
         level = parse_log_level(log_level)
-        settings = {
+        settings: dict[str, Any] = {
             "queues": parse_queues(queue or ["default"]),
             "concurrency": concurrency,
             "strict": strict,

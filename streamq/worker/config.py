@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from streamq.broker.dial import Timeouts
 from streamq.errors import OptionError
+from streamq.model.durations import Duration, duration_ms
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import check_key_name
 from streamq.model.options import DEFAULT_QUEUE
@@ -20,6 +22,18 @@ OnError = Callable[["TaskContext", BaseException], Awaitable[None] | None]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 MAX_CONCURRENCY = 10_000
+
+
+class WorkerSettings(TypedDict, total=False):
+    """What ``app.worker(...)`` takes; each is explained at the field of WorkerConfig with its name."""
+
+    queues: Mapping[str, int]
+    strict: bool
+    concurrency: int
+    lease: Duration
+    grace: Duration
+    crash_limit: int
+    worker_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,23 @@ class WorkerConfig:
     """Called after each attempt that raised; what it raises itself is logged and changes nothing."""
     lifespan: Lifespan | None = None
     """Entered before the first task; what it yields is ``current_task().state``."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], **others: Any) -> WorkerConfig:
+        """A config from what the user said, durations as users give them, and the app's own values.
+
+        Raises OptionError for a setting that is unknown or has no meaning.
+        """
+        given = dict(settings)
+        if "lease" in given:
+            given["lease_ms"] = duration_ms("lease", given.pop("lease"))
+        if "grace" in given:
+            given["grace_s"] = duration_ms("grace", given.pop("grace")) / 1000
+        names = {item.name for item in fields(cls)}
+        for name in given.keys() - names:
+            close = difflib.get_close_matches(name, names | {"lease", "grace"}, n=1)
+            raise OptionError(name, f"unknown setting{f'; did you mean {close[0]}?' if close else ''}")
+        return cls(**{**others, **given})
 
     def __post_init__(self) -> None:
         if not self.queues:

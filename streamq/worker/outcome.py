@@ -79,7 +79,9 @@ def after_error(
     retry = retry_of(message, definition)
     if not _is_failure(definition, error):
         return RetryLater(noted, retry.delay_ms(message.retried + 1, error), failed=False)
-    if message.retried >= retry.max_retries:
+    # After its deadline no further attempt could start, so there is none to wait for.
+    too_late = message.deadline_ms is not None and message.deadline_ms <= now_ms
+    if too_late or message.retried >= retry.max_retries:
         return Archive(noted, Reason.FAILED)
     failures = message.retried + 1
     return RetryLater(noted.copy(retried=failures), retry.delay_ms(failures, error), failed=True)

@@ -154,4 +154,4 @@ async def test_headers_that_are_too_large_are_refused(producing: Producing) -> N
 def test_headers_must_be_text(app: StreamQ) -> None:
     """A20"""
     with pytest.raises(OptionError, match="headers"):
-        app.task(name="x", headers=["no map"])(print)  # type: ignore[arg-type]
+        app.task(name="x", headers=["no map"])(print)  # type: ignore[call-overload]

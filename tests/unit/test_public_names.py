@@ -10,6 +10,7 @@ from pathlib import Path
 import streamq
 
 PUBLIC = {
+    "Address",
     "StreamQ",
     "Task",
     "TaskCall",

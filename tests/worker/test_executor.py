@@ -26,7 +26,7 @@ from streamq.model.parked import Reason
 from streamq.model.states import State
 from streamq.worker.context import TaskContext
 from tests.servers import Server
-from tests.support import eventually, keys_of, running
+from tests.support import eventually, keys_of, make_worker, running
 from tests.worker.test_outcomes import Errors, in_state, is_gone
 
 # Arguments
