@@ -273,7 +273,8 @@ async def test_a_handler_that_returns_after_its_lease_was_lost_settles_nothing(
         await told.wait()
         ends.set()
         await eventually(lambda: worker.executor.running == 0)
-        assert (worker.settler.settled, len(worker.held)) == (0, 0)
+        settler = worker.settler
+        assert (settler.settled, settler.lost, settler.unsettled, len(worker.held)) == (0, 0, 0, 0)
     queue = await inspector.queue("default")
     assert (queue.ready, queue.completed, queue.processed) == (1, 0, 0)
 
