@@ -75,6 +75,7 @@ class Outbox:
     _waiting: deque[Parcel] = field(default_factory=deque)
     _in_flight: bool = False
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _pause_s: float = _FIRST_PAUSE_S
     _trying: set[asyncio.Task[None]] = field(default_factory=set)
 
     def submit(self, words: list[Word], size: int) -> asyncio.Future[Sequence[bytes]]:
@@ -156,7 +157,7 @@ class Outbox:
 
     async def _answer(self, batch: _Batch) -> Enqueued:
         error: Unavailable = ServerTimeout(f"{self.runner.address}: no answer within the time limit")
-        pause_s = _FIRST_PAUSE_S
+        self._pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 async with asyncio.timeout(max(batch.deadline_s - monotonic_s(), _LEAST_ATTEMPT_S)):
@@ -166,10 +167,10 @@ class Outbox:
             except TimeoutError:
                 # This attempt was cut short, so what the one before it met says more.
                 raise error from error.__cause__
-            if monotonic_s() + pause_s >= batch.deadline_s:
+            if monotonic_s() + self._pause_s >= batch.deadline_s:
                 raise error from error.__cause__
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
+            self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
 
     def _deliver(self, batch: _Batch, enqueued: Enqueued) -> None:
         if enqueued.new_queue:
@@ -187,7 +188,8 @@ class Outbox:
             if not parcel.answer.done():
                 parcel.answer.set_exception(_fresh(error))
         if isinstance(error, Unavailable):
-            self._refuse_waiting(error, until_s=monotonic_s())
+            # By the rule that gave the batch up: no time is left for another attempt after the pause.
+            self._refuse_waiting(error, until_s=monotonic_s() + self._pause_s)
 
     def _refuse_waiting(self, error: BaseException, *, until_s: float) -> None:
         """Refuse what waits and whose time is over by then."""

@@ -150,6 +150,7 @@ async def test_waiting_asks_redis_hardly_anything(
 ) -> None:
     """Awaited, not polled: one look at the start, and one when the worker says that it is done."""
     register(opened)
+    sync.ping()  # connecting asks the server what it is
     handle = await opened.enqueue("double", {"n": 4}, retention=KEPT)
     waiting = start_waiting(opened if kind == "async" else sync, handle)
     await eventually(lambda: listeners(server, done(opened, handle)) == 1, "it listens")
