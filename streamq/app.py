@@ -158,6 +158,12 @@ class StreamQ:
         """
         return await self.client.enqueue(as_call(task, arguments, options))
 
+    def call(
+        self, task: str, arguments: Mapping[str, Any] | None = None, /, **options: Unpack[CallOptions]
+    ) -> TaskCall[Any]:
+        """A call of a task by its name, for ``enqueue_many``. Raises OptionError, PayloadError."""
+        return as_call(task, arguments, options)
+
     async def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
         """Enqueue many calls in few round trips. Raises BatchError when some were not enqueued."""
         return await self.client.enqueue_many(calls)

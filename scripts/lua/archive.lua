@@ -17,7 +17,7 @@ local lane, index, parked, archived, stats, day = KEYS[1], KEYS[2], KEYS[3], KEY
 local size, age = tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local words, done = {}, 0
+local words, done, attempts = {}, 0, 0
 
 for i = 4, #ARGV, 3 do
   local entry, id, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -28,6 +28,8 @@ for i = 4, #ARGV, 3 do
     redis.call('HSET', parked, id, value)
     redis.pcall('PUBLISH', ARGV[1] .. id, 'archived')
     done = done + 1
+    -- What expired or cannot be read was never attempted.
+    if string.find(value, '^%a%d+!failed:') then attempts = attempts + 1 end
     words[#words + 1] = 'ok'
   else
     words[#words + 1] = 'lost'
@@ -48,9 +50,9 @@ if over > 0 then drop(redis.call('ZRANGE', archived, 0, math.min(over, 1000) - 1
 local function count(key, field, by)
   if by > 0 and type(redis.pcall('HINCRBY', key, field, by)) == 'table' then redis.pcall('HSET', key, field, by) end
 end
-for _, field in ipairs({'processed', 'failed', 'archived'}) do
-  count(stats, field, done)
-  count(day, field, done)
+for field, by in pairs({processed = attempts, failed = attempts, archived = done}) do
+  count(stats, field, by)
+  count(day, field, by)
 end
 redis.pcall('EXPIRE', day, 7776000)
 return table.concat(words, ' ')

@@ -110,7 +110,9 @@ def data_directory(path: str) -> Path:
         return Path(path)
     if not path or _NAME.fullmatch(path):
         return _home() / "streamq" / "embedded" / (path or "default")
-    raise AddressError("path", "is neither a plain name nor absolute; write embedded:///path or embedded://name")
+    raise AddressError(
+        "path", "is neither a plain name nor absolute; write embedded:///path or embedded://name"
+    )
 
 
 def _home() -> Path:

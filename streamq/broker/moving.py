@@ -40,10 +40,12 @@ class Purged(NamedTuple):
     """Milliseconds until the next retention ends; 0: more are over now; -1: nothing is kept."""
 
 
-def purge(queue: QueueKeys, archive_age_ms: int) -> Command[Purged]:
-    """Delete completed tasks whose retention is over, and archived ones past the archive's age."""
+def purge(queue: QueueKeys, archive_age_ms: int, archive_size: int) -> Command[Purged]:
+    """Delete completed tasks whose retention is over, and archived ones past the archive's age and size."""
     keys = (queue.parked, queue.completed, queue.archived)
-    return Command(script("purge"), keys, (archive_age_ms, PURGE_PAGE), lambda reply: Purged(*reply))
+    return Command(
+        script("purge"), keys, (archive_age_ms, archive_size, PURGE_PAGE), lambda reply: Purged(*reply)
+    )
 
 
 def delete(queue: QueueKeys, task_id: str) -> Command[bytes]:

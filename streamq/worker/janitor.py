@@ -29,12 +29,19 @@ class Janitor:
     """Cleans the queues it is given."""
 
     def __init__(
-        self, runner: AsyncRunner, keys: Keys, queues: Iterable[QueueKeys], *, archive_age_ms: int
+        self,
+        runner: AsyncRunner,
+        keys: Keys,
+        queues: Iterable[QueueKeys],
+        *,
+        archive_age_ms: int,
+        archive_size: int,
     ) -> None:
         self._runner = runner
         self._keys = keys
         self._queues = list(queues)
         self._archive_age_ms = archive_age_ms
+        self._archive_size = archive_size
         self._complaints = Complaints(log)
         self.purged = 0
 
@@ -64,7 +71,7 @@ class Janitor:
 
     async def _purge(self, queue: QueueKeys) -> int:
         while True:
-            purged = await self._runner.run(moving.purge(queue, self._archive_age_ms))
+            purged = await self._runner.run(moving.purge(queue, self._archive_age_ms, self._archive_size))
             self.purged += purged.purged
             if purged.next_ms != 0:
                 return purged.next_ms

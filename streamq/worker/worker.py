@@ -128,7 +128,13 @@ class Worker:
             backoff_ms=config.crash_backoff_ms,
         )
         self.forwarder = Forwarder(self._control, queues, self._on_paused)
-        self.janitor = Janitor(self._control, self.keys, queues, archive_age_ms=config.archive_age_ms)
+        self.janitor = Janitor(
+            self._control,
+            self.keys,
+            queues,
+            archive_age_ms=config.archive_age_ms,
+            archive_size=config.archive_size,
+        )
         self.presence = Presence(
             self._control, self.keys, self.clock, self.describe, period_s=config.presence_s
         )

@@ -119,12 +119,14 @@ class Stage:
         return self.run(working.retry(self.queue, entries[0].lane, DAY, tasks))
 
     def archive(
-        self, *entries: Entry, size: int = 1_000_000, age_ms: int = LONG_MS, message: bytes = b"dead"
+        self,
+        *entries: Entry,
+        size: int = 1_000_000,
+        age_ms: int = LONG_MS,
+        message: bytes = b"dead",
+        reason: Reason = Reason.FAILED,
     ) -> list[bytes]:
-        tasks = [
-            Settle((entry.entry_id, entry.task_id, parked(entry, message, Reason.FAILED)))
-            for entry in entries
-        ]
+        tasks = [Settle((entry.entry_id, entry.task_id, parked(entry, message, reason))) for entry in entries]
         return self.run(working.archive(self.queue, entries[0].lane, DAY, tasks, size, age_ms))
 
     def release(self, *entries: Entry) -> list[bytes]:
@@ -150,8 +152,8 @@ class Stage:
     def forward(self) -> moving.Forwarded:
         return self.run(moving.forward(self.queue))
 
-    def purge(self, archive_age_ms: int = LONG_MS) -> moving.Purged:
-        return self.run(moving.purge(self.queue, archive_age_ms))
+    def purge(self, archive_age_ms: int = LONG_MS, archive_size: int = 1_000_000) -> moving.Purged:
+        return self.run(moving.purge(self.queue, archive_age_ms, archive_size))
 
     def delete(self, task_id: str) -> bytes:
         return self.run(moving.delete(self.queue, task_id))

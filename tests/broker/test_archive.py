@@ -26,6 +26,14 @@ def test_a_task_that_failed_for_good_is_kept_with_its_error(stage: Stage) -> Non
     assert stage.counters() == stage.counters(stage.queue.stats_of(DAY)) == counted
 
 
+def test_what_was_never_attempted_counts_as_archived_only(stage: Stage) -> None:
+    """What expired or cannot be read did not fail."""
+    expired, unreadable = stage.started("expired", "unreadable")
+    stage.archive(expired, reason=Reason.EXPIRED)
+    stage.archive(unreadable, reason=Reason.UNDECODABLE)
+    assert stage.counters() == {"archived": 2}
+
+
 def test_a_second_archive_is_told_lost_and_changes_nothing(stage: Stage) -> None:
     """B6."""
     [entry] = stage.started("a")

@@ -68,3 +68,11 @@ def test_purging_makes_room_when_memory_is_full(full: Stage) -> None:
     full.redis.config_set("maxmemory", 1)
     full.until(lambda: full.purge(archive_age_ms=0).purged)
     full.redis.config_set("maxmemory", 0)
+
+
+def test_an_archive_that_grew_past_its_size_is_trimmed_from_its_oldest_end(stage: Stage) -> None:
+    """A89: also what recovery archived, which trims nothing itself."""
+    ids = [f"t{number}" for number in range(5)]
+    stage.archive(*stage.started(*ids))
+    assert stage.purge(archive_size=2).purged == 3
+    assert [task_id for task_id in ids if stage.find(task_id).state] == ids[3:]

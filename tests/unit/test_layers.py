@@ -146,9 +146,7 @@ def test_neighbours_that_are_apart_do_not_import_each_other(apart: frozenset[str
 @pytest.mark.parametrize("library", sorted(HOMES))
 def test_a_library_has_one_home(library: str) -> None:
     wrong = [
-        one
-        for one in ALL
-        if one.module.split(".")[0] == library and not one.file.startswith(HOMES[library])
+        one for one in ALL if one.module.split(".")[0] == library and not one.file.startswith(HOMES[library])
     ]
     assert not wrong, names(wrong)
 

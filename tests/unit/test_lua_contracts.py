@@ -43,7 +43,7 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
         )
     ],
     "forward": [moving.forward],
-    "purge": [lambda queue: moving.purge(queue, 1)],
+    "purge": [lambda queue: moving.purge(queue, 1, 10)],
     "delete": [lambda queue: moving.delete(queue, "a")],
     "find": [lambda queue: inspecting.find(queue, "a")],
     "pause": [steering.pause, steering.resume],

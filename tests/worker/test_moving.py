@@ -165,7 +165,9 @@ async def test_a_retention_of_milliseconds_is_honoured_and_never_early(
         assert await handle.result(timeout=5) == "kept for a while"
         info = await inspector.task("default", handle.id)
     assert info.completed_at is not None
-    janitor = Janitor(runner, Keys(app.config.namespace), [keys_of(app)], archive_age_ms=86_400_000)
+    janitor = Janitor(
+        runner, Keys(app.config.namespace), [keys_of(app)], archive_age_ms=86_400_000, archive_size=10
+    )
     deleted_ms = 0
 
     async def purged() -> bool:
@@ -211,7 +213,7 @@ async def test_the_sweep_forgets_who_left_and_nobody_else(
     async with running(app, wait=False) as worker:
         await eventually(inspector.workers)
         redis.xgroup_createconsumer(lane, "w", worker.id)
-        janitor = Janitor(runner, Keys(app.config.namespace), [keys], archive_age_ms=1)
+        janitor = Janitor(runner, Keys(app.config.namespace), [keys], archive_age_ms=1, archive_size=10)
         await janitor.sweep()
         rows: Any = redis.xinfo_consumers(lane, "w")
         names = {row["name"] for row in rows}

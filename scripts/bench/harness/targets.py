@@ -77,6 +77,11 @@ def _targets(run: Run) -> list[Target]:
             1.5,
             _against(bulk, _FLOOR, other="floor-xadd-async"),
         ),
+        Target(
+            "one enqueue_many: x raw XADD by 100, blocking",
+            1.5,
+            _against("enqueue-many", _FLOOR, other="floor-xadd-sync"),
+        ),
         Target("batches of 100: socket reads of Redis a batch", 1.2, _reads_a_batch, at_most=True),
         Target("100 coroutines: x one coroutine", 5, _against("enqueue-100", _OWN, other=one)),
         Target("one by one, blocking: x Asynq", 0.8, _against(sync, _YARDSTICK)),

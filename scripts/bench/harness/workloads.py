@@ -34,6 +34,7 @@ CATALOGUE = (
     Workload("enqueue-one", "Enqueue one by one, async client", "produce", with_aof=True),
     Workload("enqueue-one-sync", "Enqueue one by one, blocking client", "produce", with_aof=True),
     Workload("enqueue-bulk", "Enqueue in batches of 100", "produce", pace="bulk", with_aof=True),
+    Workload("enqueue-many", "Enqueue everything in one call", "produce", pace="bulk"),
     Workload("enqueue-100", "100 coroutines (goroutines) enqueueing one at a time", "produce", pace="bulk"),
     Workload("drain-1", "Drain, one worker process, no-op", "drain", pace="drain", with_aof=True),
     Workload(

@@ -127,6 +127,8 @@ class _AsyncCommands:
                 return await self._concurrently(producer, count)
             case "enqueue-bulk":
                 return await self._in_bulk(producer, count)
+            case "enqueue-many":
+                return await self._in_one_call(producer, count)
             case "preload":
                 await self._preload(producer, count, task, 0.0)
                 return None
@@ -166,6 +168,13 @@ class _AsyncCommands:
         clock = Clock()
         for batch in batches(count):
             await producer.enqueue_batch("noop", batch)
+        return clock.stop(count)
+
+    async def _in_one_call(self, producer: AsyncProducer, count: int) -> Timed:
+        await producer.enqueue_batch("noop", [(number, TEXT) for number in range(WARM_UP)])
+        everything = [(number, TEXT) for number in range(count)]
+        clock = Clock()
+        await producer.enqueue_batch("noop", everything)
         return clock.stop(count)
 
     async def _preload(self, producer: AsyncProducer, count: int, task: str, delay_s: float) -> None:
