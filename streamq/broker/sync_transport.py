@@ -18,6 +18,7 @@ from typing import Any
 
 from streamq.broker.address import Address
 from streamq.broker.dial import Timeouts, dial_blocking
+from streamq.broker.spinning import Spinner
 from streamq.broker.transport import NOTHING, new_reader
 from streamq.errors import ServerError, ServerTimeout, Unavailable
 
@@ -33,6 +34,8 @@ class SyncConnection:
         self.name = name
         self.closed = False
         self._sock = sock
+        # TLS keeps what it has read to itself, so only a plain socket can be watched beside it.
+        self._spinner = None if isinstance(sock, ssl.SSLSocket) else Spinner(sock)
         self._reply_s = timeouts.reply_s
         self._timeout_s: float | None = None
         self._reader = new_reader()
@@ -90,6 +93,8 @@ class SyncConnection:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+        if self._spinner is not None:
+            self._spinner.close()
 
     def _exchange(self, packed: bytes, replies: int, limit_s: float) -> list[Any]:
         if self._timeout_s != limit_s:
@@ -99,7 +104,9 @@ class SyncConnection:
         answers: list[Any] = []
         deadline: float | None = None
         while True:
-            data = self._sock.recv(_READ_BYTES)
+            data = self._spinner.read(_READ_BYTES) if self._spinner is not None and not answers else None
+            if data is None:
+                data = self._sock.recv(_READ_BYTES)
             if not data:
                 raise Unavailable(f"{self.name}: the connection was lost")
             self._reader.feed(data)

@@ -136,7 +136,7 @@ class Executor:
         for run in list(self._running) if runs is None else runs:
             if run.stop is None and run in self._running:
                 run.stop = stop
-                if run.handle is not None:
+                if run.handle is not None and run.began:
                     run.handle.cancel()
 
     def stuck_runs(self) -> list[Run]:
@@ -188,6 +188,9 @@ class Executor:
         self, run: Run, handler: Callable[..., Awaitable[Any]], args: list[Any], kwargs: dict[str, Any]
     ) -> None:
         try:
+            run.began = True
+            if run.stop is not None:
+                raise asyncio.CancelledError
             result = await handler(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end the worker
             await self._broken_off(run, error) if run.stop else await self._failed(run, error)
@@ -199,6 +202,11 @@ class Executor:
     async def _attempt_in_thread(
         self, run: Run, handler: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
     ) -> None:
+        run.began = True
+        if run.stop is not None:
+            await self._broken_off(run, None)
+            self._ended(run)
+            return
         context = contextvars.copy_context()
         thread = self._threads.submit(lambda: context.run(handler, *args, **kwargs))
         while not thread.done():

@@ -38,13 +38,25 @@ class Source:
 class Run:
     """One entry on its way through this worker."""
 
-    __slots__ = ("definition", "entry", "handle", "message", "outcome_recorded", "source", "stop", "timer")
+    __slots__ = (
+        "began",
+        "definition",
+        "entry",
+        "handle",
+        "message",
+        "outcome_recorded",
+        "source",
+        "stop",
+        "timer",
+    )
 
     def __init__(self, source: Source, entry: Entry) -> None:
         self.source = source
         self.entry = entry
         self.message: Message | None = None
         self.definition: Definition | None = None
+        self.began = False
+        """Its task has had its first step. One cancelled before would end without a word."""
         self.handle: asyncio.Task[None] | None = None
         """The handler's task, while it runs."""
         self.timer: asyncio.TimerHandle | None = None

@@ -183,7 +183,7 @@ class Stage:
 
     def _command(self, block: Block, words: list[str]) -> str:
         match words:
-            case ["python", "-m", "venv" | "asyncio", *_]:
+            case ["python" | "python3", "-m", "venv" | "asyncio", *_]:
                 return ""  # makes an environment, or waits for input: nothing of StreamQ's
             case ["python", file]:
                 return self._run([sys.executable, "-W", "error", file])
