@@ -56,7 +56,7 @@ def worker(
     ] = 20.0,
     crash_limit: Annotated[
         int,
-        typer.Option(metavar="N", help="Crashes of its worker after which a task is archived."),
+        typer.Option(metavar="N", help="Crashes of its worker that a task survives; one more archives it."),
     ] = 3,
     name: Annotated[
         str | None,

@@ -250,16 +250,23 @@ class Fetcher:
         for reply in await self._runner.run_all([working.make_group(source.key) for source in sources]):
             if isinstance(reply, BaseException) and "BUSYGROUP" not in str(reply):
                 raise reply
-        for source in sources:
-            await self._give_back_unknown(source)
+        await self.give_back_unheard(self._runner)
         self._connection = connection
 
-    async def _give_back_unknown(self, source: Source) -> None:
-        """Entries that Redis delivered to this worker although it never got them: the reply was lost."""
+    async def give_back_unheard(self, runner: AsyncRunner) -> None:
+        """Release what Redis delivered to this worker although it never heard of it: the reply was lost.
+
+        Raises ServerError.
+        """
+        for lanes in self._sources.values():
+            for source in lanes.values():
+                await self._give_back_unheard(runner, source)
+
+    async def _give_back_unheard(self, runner: AsyncRunner, source: Source) -> None:
         after = b"0"
         while True:
             command = working.read_own(source.lane, source.key, self._consumer, after)
-            [entries] = await self._runner.run(command)
+            [entries] = await runner.run(command)
             if not entries:
                 return
             after = entries[-1].entry_id

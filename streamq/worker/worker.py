@@ -33,7 +33,6 @@ from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
-from streamq.model.lanes import LANES
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
 from streamq.worker.draw import Draw, normalised
@@ -239,20 +238,8 @@ class Worker:
                 if self.fetcher.client_id is not None:
                     await self._control.run(working.unblock(self.fetcher.client_id))
                 await self._reading.run(server_time())  # replies keep their order: the read is over
-                for queue in self.queues.values():
-                    for lane in LANES:
-                        await self._give_back_unheard(Source(queue, lane))
+                await self.fetcher.give_back_unheard(self._control)
         await self._reading.aclose()
-
-    async def _give_back_unheard(self, source: Source) -> None:
-        after = b"0"
-        while True:
-            command = working.read_own(source.lane, source.key, self.id, after)
-            [entries] = await self._control.run(command)
-            if not entries:
-                return
-            after = entries[-1].entry_id
-            self._give_back(source, [e for e in entries if self.held.get(source.key, e.entry_id) is None])
 
     async def _drain(self) -> None:
         """Let running handlers end, for the grace period or until a second stop."""
