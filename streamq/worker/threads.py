@@ -15,42 +15,47 @@ _IDLE_S = 60.0
 
 
 class Threads:
-    """At most ``size`` threads, started as they are needed."""
+    """At most ``size`` threads, started as they are needed.
+
+    Every job gets a thread of its own at once, as long as there are no more than ``size``: a job may
+    wait for another one.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._alive = 0
-        self._idle = 0
+        self._unfinished = 0
 
     def submit(self, job: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run ``job`` in a thread; the future, of the running loop, gets what it returns or raises."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         with self._lock:
-            self._jobs.put((loop, answer, job))
-            if self._idle < self._jobs.qsize() and self._alive < self._size:
+            self._unfinished += 1
+            if self._unfinished > self._alive and self._alive < self._size:
                 self._alive += 1
                 threading.Thread(target=self._work, name="streamq-handler", daemon=True).start()
+        self._jobs.put((loop, answer, job))
         return answer
 
     def _work(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             try:
                 loop, answer, job = self._jobs.get(timeout=_IDLE_S)
             except queue.Empty:
                 with self._lock:
-                    self._idle -= 1
-                    if self._jobs.empty():
+                    # A job that was just submitted counts on this thread.
+                    if self._unfinished < self._alive:
                         self._alive -= 1
                         return
                 continue
-            with self._lock:
-                self._idle -= 1
-            _run(loop, answer, job)
+            try:
+                _run(loop, answer, job)
+            finally:
+                with self._lock:
+                    self._unfinished -= 1
             del loop, answer, job
 
 

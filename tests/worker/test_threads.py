@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
+from typing import Any
 
 import pytest
 
@@ -54,6 +56,35 @@ async def test_as_many_jobs_run_at_once_as_there_are_threads_and_no_more() -> No
 
     await asyncio.gather(*(threads.submit(job) for _ in range(9)))
     assert most == 3
+
+
+class SlowQueue:
+    """Hands a job over only after the next one has come: a thread then looks idle, but is not."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._put = 0
+        self._changed = threading.Condition()
+
+    def put(self, job: Any) -> None:
+        self._jobs.put(job)
+        with self._changed:
+            self._put += 1
+            self._changed.notify_all()
+
+    def get(self, timeout: float) -> Any:
+        job = self._jobs.get(timeout=timeout)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._put >= 2, 10)
+        return job
+
+
+async def test_a_job_does_not_wait_for_a_thread_that_only_looks_idle() -> None:
+    threads = Threads(2)
+    threads._jobs = SlowQueue()  # type: ignore[assignment]
+    met = threading.Barrier(2)
+    async with asyncio.timeout(10):
+        await asyncio.gather(threads.submit(lambda: met.wait(5)), threads.submit(lambda: met.wait(5)))
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(2), KeyboardInterrupt()], ids=repr)
