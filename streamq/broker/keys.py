@@ -43,6 +43,20 @@ class Keys:
         """String with a TTL: what a worker says of itself."""
         return f"{self.prefix}:worker:{worker_id}".encode()
 
+    @property
+    def orders(self) -> bytes:
+        """Hash: worker id, or ``*`` for all -> what it is told to do, and when it was told."""
+        return f"{self.prefix}:orders".encode()
+
+    @property
+    def hints(self) -> str:
+        """Channel: what every worker should look at now. Only a hint."""
+        return f"{self.prefix}:hints"
+
+    def semaphore(self, name: str) -> bytes:
+        """Sorted set: token of a holder by the time in ms at which its lease ends. Has a slot of its own."""
+        return f"{self.prefix}:{{sem:{check_key_name('semaphore', name)}}}".encode()
+
     def queue(self, name: str) -> QueueKeys:
         """The keys of one queue."""
         return queue_keys(self.prefix, name)
@@ -66,8 +80,32 @@ class QueueKeys:
     completed: bytes
     archived: bytes
     """Sorted sets: task id by due, expiry or archive time in ms."""
+    aggregating: bytes
+    """Sorted set in the order of its names: ``<task type> LF <group> NUL <arrival in us> NUL <task id>``."""
+    groups: bytes
+    """Sorted set: ``<task type> LF <group>`` by the time in ms at which it becomes a batch."""
+    grouped: bytes
+    """Hash: task id -> arrival in us (0: scheduled), rule and group; or ``=`` and the batch it went into."""
+    unique: bytes
+    """Hash: dedup key -> mode letter, end of its window in ms, and the id of the task whose lock it is."""
+    owners: bytes
+    """Hash: task id -> the dedup keys that it holds."""
+    cancels: bytes
+    """Hash: lane letter and entry id of an active task -> the outcome with which it is to be cancelled."""
+    progress: bytes
+    """Hash: task id -> what its handler last said of how far it is."""
+    rates: bytes
+    """Hash: ``q`` or producer id -> when its enqueue rate is used up, in us."""
+    limiters: bytes
+    """Set: the names of the limiters that have keys of their own."""
+    cron: bytes
+    """Hash: cron entry id -> its definition."""
+    cron_due: bytes
+    """Sorted set: cron entry id by its next tick in ms."""
+    ticks: bytes
+    """List: the last ticks that fired, the newest first."""
     config: bytes
-    """Hash: paused, created."""
+    """Hash: created, paused, limits."""
     producers: bytes
     """Hash: producer id -> last sequence, when, first task id, reply."""
     stats: bytes
@@ -79,23 +117,44 @@ class QueueKeys:
         """Hash: the counters of one UTC day."""
         return f"{self.base}:stats:{day}".encode()
 
+    def limiter(self, name: str) -> bytes:
+        """What one limit of running tasks has counted."""
+        return f"{self.base}:limit:{name}".encode()
+
     def done(self, task_id: str) -> bytes:
         """Channel: told once when the task is completed or archived."""
         return f"{self.base}:done:{task_id}".encode()
 
     @property
     def every(self) -> tuple[bytes, ...]:
-        """All keys of the queue except those of single days."""
-        zsets = (self.scheduled, self.retry, self.completed, self.archived)
-        return (
-            *self.lanes.values(),
-            self.index,
-            self.parked,
-            *zsets,
-            self.config,
-            self.producers,
-            self.stats,
-        )
+        """All keys of the queue except those of single days and single limiters."""
+        return (*self.lanes.values(), *(getattr(self, name) for name in _SINGLE))
+
+
+_SINGLE = (
+    "index",
+    "parked",
+    "scheduled",
+    "retry",
+    "completed",
+    "archived",
+    "aggregating",
+    "groups",
+    "grouped",
+    "unique",
+    "owners",
+    "cancels",
+    "progress",
+    "rates",
+    "limiters",
+    "cron",
+    "cron_due",
+    "ticks",
+    "config",
+    "producers",
+    "stats",
+)
+"""The keys of which a queue has one each, by the last part of their name."""
 
 
 @lru_cache(maxsize=1024)
@@ -110,14 +169,6 @@ def queue_keys(prefix: str, name: str) -> QueueKeys:
         name=name,
         base=base,
         lanes={lane: key(lane.name.lower()) for lane in LANES},
-        index=key("index"),
-        parked=key("parked"),
-        scheduled=key("scheduled"),
-        retry=key("retry"),
-        completed=key("completed"),
-        archived=key("archived"),
-        config=key("config"),
-        producers=key("producers"),
-        stats=key("stats"),
+        **{single: key(single) for single in _SINGLE},
         hints=f"{base}:hints",
     )
