@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamq.model.retry import Retry
@@ -22,3 +22,8 @@ class Definition:
     retention_ms: int
     is_failure: Callable[[BaseException], bool] | None = None
     """Errors for which it answers False are tried again without spending a retry."""
+    plain: bool = field(init=False)
+    """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", self.is_async)

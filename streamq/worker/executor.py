@@ -8,11 +8,10 @@ cancelled, so one that overruns keeps its slot until it really ends and its retr
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from streamq.broker.working import Entry
@@ -34,6 +33,7 @@ from streamq.model.retry import DEFAULT_RETRY
 from streamq.worker.config import OnError
 from streamq.worker.context import TaskContext, set_current
 from streamq.worker.held import Held, Run, Source, Stop
+from streamq.worker.invoking import Invoke, Invoker, outlast
 from streamq.worker.outcome import (
     COMPLETE,
     RELEASE,
@@ -44,7 +44,6 @@ from streamq.worker.outcome import (
     cut_off_ms,
     retention_of,
 )
-from streamq.worker.threads import Threads
 
 log = logging.getLogger("streamq.executor")
 
@@ -81,7 +80,7 @@ class Executor:
         self._concurrency = concurrency
         self._limits = limits
         self._on_error = on_error
-        self._threads = Threads(concurrency)
+        self._invoker = Invoker(concurrency)
         self._running: set[Run] = set()
         self._waiters: list[asyncio.Future[None]] = []
         self.state: Any = None
@@ -159,11 +158,8 @@ class Executor:
             return
         set_current(self._context(run, message, definition))
         self._running.add(run)
-        if definition.is_async:
-            attempt = self._attempt(run, definition.handler, args, kwargs)
-        else:
-            attempt = self._attempt_in_thread(run, definition.handler, args, kwargs)
-        handle = _start_task(attempt)
+        invoke = definition.handler if definition.plain else self._invoker.of(run, definition)
+        handle = _start_task(self._attempt(run, invoke, args, kwargs))
         if not handle.done():
             run.handle = handle
 
@@ -184,47 +180,35 @@ class Executor:
             return True
         return False
 
-    async def _attempt(
-        self, run: Run, handler: Callable[..., Awaitable[Any]], args: list[Any], kwargs: dict[str, Any]
-    ) -> None:
+    async def _attempt(self, run: Run, invoke: Invoke, args: list[Any], kwargs: dict[str, Any]) -> None:
         try:
             run.began = True
             if run.stop is not None:
                 raise asyncio.CancelledError
-            result = await handler(*args, **kwargs)
+            result = await invoke(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end the worker
-            await self._broken_off(run, error) if run.stop else await self._failed(run, error)
+            if run.outliving is not None:
+                await outlast(run.outliving)
+                await self._outlasted(run, run.outliving, error)
+            elif run.stop:
+                await self._broken_off(run, error)
+            else:
+                await self._failed(run, error)
         else:
             self._succeeded(run, result)
         finally:
             self._ended(run)
 
-    async def _attempt_in_thread(
-        self, run: Run, handler: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
-    ) -> None:
-        run.began = True
-        if run.stop is not None:
-            await self._broken_off(run, None)
-            self._ended(run)
-            return
-        context = contextvars.copy_context()
-        thread = self._threads.submit(lambda: context.run(handler, *args, **kwargs))
-        while not thread.done():
-            try:
-                await asyncio.wait([thread])
-            except asyncio.CancelledError:
-                # The thread goes on; so does the slot. ``run.stop`` says what its end will count as.
-                continue
-        try:
-            error = thread.exception()
-            if run.stop in _CUT_OFF:
-                await self._broken_off(run, error)
-            elif error is not None:
-                await self._failed(run, error)
-            else:
-                self._succeeded(run, thread.result())
-        finally:
-            self._ended(run)
+    async def _outlasted(self, run: Run, work: asyncio.Future[Any], error: BaseException) -> None:
+        """The attempt ended with ``error``; what it could not cancel has ended since."""
+        if run.stop in _CUT_OFF:
+            await self._broken_off(run, work.exception())
+        elif run.stop is None:
+            await self._failed(run, error)
+        elif work.exception() is not None:
+            await self._failed(run, work.exception() or error)
+        else:
+            self._succeeded(run, work.result())
 
     def _arm_timers(self, runs: list[Run]) -> None:
         loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
+from typing import Any
 
 from streamq.broker.keys import QueueKeys
 from streamq.broker.working import Entry
@@ -45,6 +46,7 @@ class Run:
         "handle",
         "message",
         "outcome_recorded",
+        "outliving",
         "source",
         "stop",
         "timer",
@@ -59,6 +61,8 @@ class Run:
         """Its task has had its first step. One cancelled before would end without a word."""
         self.handle: asyncio.Task[None] | None = None
         """The handler's task, while it runs."""
+        self.outliving: asyncio.Future[Any] | None = None
+        """What runs the handler and cannot be cancelled (a thread): the slot is taken until it ends."""
         self.timer: asyncio.TimerHandle | None = None
         self.stop: Stop | None = None
         self.outcome_recorded = False
