@@ -22,6 +22,7 @@ from harness.environments import (
     LOGS,
     Environment,
     EnvironmentFailed,
+    check_out,
     find_python,
     make_environment,
     prepare_cache,
@@ -43,6 +44,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _leave)
     peers, workloads = load_peers(options.peers), pick_workloads(options.workloads)
     prepare_cache()
+    if options.baseline:
+        peers.insert(1, _baseline(options.baseline))
     python = find_python(options.python)
     run = Run(machine=describe_machine(), settings=_settings(options, python))
     environments = _make_environments(run, peers, python)
@@ -62,6 +65,14 @@ def main() -> int:
         run.save(options.json)
     show(run)
     return 1 if any(result.error for result in run.results.values()) else 0
+
+
+def _baseline(revision: str) -> Peer:
+    try:
+        [streamq] = load_peers(["streamq"])
+        return streamq.at(check_out(revision), revision)
+    except EnvironmentFailed as error:
+        raise SystemExit(str(error)) from None
 
 
 def _settings(options: Options, python: str) -> dict[str, object]:
@@ -137,7 +148,7 @@ def _measure(run: Run, measurement: Measurement, persistence: str, repeat: int) 
     result = run.result(measurement.peer.name, measurement.workload.name, persistence)
     if result.error:
         return
-    label = f"{persistence:4} round {repeat + 1}  {measurement.workload.name:17} {measurement.peer.name:9}"
+    label = f"{persistence:4} round {repeat + 1}  {measurement.workload.name:17} {measurement.peer.name:14}"
     started = time.monotonic()
     try:
         figures = measurement.run()

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.peers import BENCH, CHECKOUT, Peer
@@ -40,6 +42,7 @@ class Environment:
     command: tuple[str, ...]
     directory: Path
     versions: dict[str, str]
+    own_variables: dict[str, str] = field(default_factory=dict)
 
     def variables(self, redis_url: str, board: Path) -> dict[str, str]:
         """The environment variables of an adapter: this process's, plus where Redis and the board are."""
@@ -50,7 +53,7 @@ class Environment:
         told["PYTHONDONTWRITEBYTECODE"] = "1"
         told["BENCH_REDIS_URL"] = redis_url
         told["BENCH_BOARD"] = str(board)
-        return told
+        return told | self.own_variables
 
 
 def prepare_cache() -> None:
@@ -90,8 +93,8 @@ def _make_venv(peer: Peer, python: str) -> Environment:
     version = python_version(python)
     directory = CACHE / "venvs" / f"{peer.name}-{version}"
     interpreter = directory / "bin" / "python"
-    packages = [package.replace("CHECKOUT", str(CHECKOUT)) for package in peer.packages]
-    stamp, wanted = directory / "installed.json", json.dumps([packages, _project_digest(packages)])
+    packages = [package.replace("CHECKOUT", str(peer.checkout)) for package in peer.packages]
+    stamp, wanted = directory / "installed.json", json.dumps([packages, _project_digest(peer)])
     if not stamp.exists() or stamp.read_text() != wanted:
         _run([python, "-m", "venv", "--clear", str(directory)], "venv")
         _run([str(interpreter), "-m", "pip", "install", "--quiet", *_pip_words(packages)], "pip")
@@ -100,6 +103,7 @@ def _make_venv(peer: Peer, python: str) -> Environment:
         command=(str(interpreter), str(peer.directory / "adapter.py")),
         directory=peer.directory,
         versions={"python": version, **_installed(interpreter, packages[0])},
+        own_variables=peer.variables,
     )
 
 
@@ -110,11 +114,33 @@ def _pip_words(packages: Sequence[str]) -> list[str]:
     return words
 
 
-def _project_digest(packages: Sequence[str]) -> str:
-    """Of this checkout's pyproject.toml where it is what is installed: its dependencies may have changed."""
-    if not any(os.sep in package for package in packages):
+def _project_digest(peer: Peer) -> str:
+    """Of the checkout's pyproject.toml where it is what is installed: its dependencies may have changed."""
+    if not any("CHECKOUT" in package for package in peer.packages):
         return ""
-    return hashlib.sha256((CHECKOUT / "pyproject.toml").read_bytes()).hexdigest()
+    return hashlib.sha256((peer.checkout / "pyproject.toml").read_bytes()).hexdigest()
+
+
+def check_out(revision: str) -> Path:
+    """The project as it was at that revision of git, in the cache. Raises EnvironmentFailed."""
+    git = ["git", "-C", str(CHECKOUT)]
+    try:
+        told = subprocess.run(
+            [*git, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
+            capture_output=True, check=True, text=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        raise EnvironmentFailed(f"git knows no revision {revision}") from None
+    commit = told.stdout.strip()
+    directory = CACHE / "revisions" / commit
+    if not directory.exists():
+        packed = subprocess.run([*git, "archive", commit], capture_output=True, check=True).stdout
+        partial = directory.with_name(f"{commit}.part")
+        partial.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(partial, filter="data")
+        partial.rename(directory)
+    return directory
 
 
 def _installed(interpreter: Path, first: str) -> dict[str, str]:

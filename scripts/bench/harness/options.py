@@ -19,6 +19,7 @@ class Options(argparse.Namespace):
     """What was asked for, with defaults filled in."""
 
     peers: list[str]
+    baseline: str | None
     workloads: list[str]
     persistences: list[str]
     quick: bool
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--peers", type=_names, default=[], metavar="a,b", help="only these (default: all)")
+    add("--baseline", metavar="REV", help="also StreamQ as it was at this revision of git")
     add("--workloads", type=_names, default=[], metavar="a,b", help="only these (default: all)")
     add(
         "--quick",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.peers import BASELINE, VARIANTS
 from harness.results import Run
 
 _PLAIN = "none"
@@ -91,6 +92,12 @@ def _targets(run: Run) -> list[Target]:
         Target("pickup on an idle worker: p99 ms", 5, _own("pickup", "p99_ms"), at_most=True),
         Target("lateness of a scheduled task: p99 ms", 50, _own("lateness", "p99_ms"), at_most=True),
         Target("an idle worker: commands/s", 3, _own("idle", "commands_per_s"), at_most=True),
+        Target("drain: x the baseline", 0.95, _against(drain, BASELINE)),
+        Target("batches of 100: x the baseline", 0.95, _against(bulk, BASELINE)),
+        Target("one enqueue_many: x the baseline", 0.95, _against("enqueue-many", BASELINE)),
+        Target("drain of unique tasks: x plain ones", 0.7, _of_unique(drain)),
+        Target("batches of 100 unique tasks: x plain ones", 0.7, _of_unique(bulk)),
+        Target("one enqueue_many of unique tasks: x plain ones", 0.7, _of_unique("enqueue-many")),
         Target("bytes a ready task", 350, _own("memory-ready", "bytes_per_task"), at_most=True),
         Target("bytes a scheduled task", 450, _own("memory-scheduled", "bytes_per_task"), at_most=True),
     ]
@@ -108,9 +115,15 @@ def _against(
     )
 
 
+def _of_unique(workload: str) -> Callable[[Run], float | None]:
+    return lambda run: _ratio(
+        run.figure("streamq-unique", workload, _PLAIN, "rate"), run.figure(_OWN, workload, _PLAIN, "rate")
+    )
+
+
 def _against_best_python(workload: str) -> Callable[[Run], float | None]:
     def find(run: Run) -> float | None:
-        names = [name for name in run.titles if name not in (_OWN, _YARDSTICK, _FLOOR)]
+        names = [name for name in run.titles if name not in {_OWN, _YARDSTICK, _FLOOR, *VARIANTS}]
         return _ratio(run.figure(_OWN, workload, _PLAIN, "rate"), _best(run, names, [workload]))
 
     return find

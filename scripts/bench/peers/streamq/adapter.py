@@ -3,19 +3,32 @@
 - ``--concurrency 100``: the bench's, also its default. Nothing else is tuned; no retention, its default.
 - uvloop: its worker uses it where installed; the producer here gets it as every async peer's does.
 - Bulk is ``enqueue_many``; the blocking client is ``app.sync()``.
+- With ``BENCH_UNIQUE`` every task is unique by its arguments until it is done. The few that warm up
+  have the same ones again, so a duplicate answers with the existing task.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
+from typing import Any
 
 from streamq import StreamQ
 
 from kit import handlers
 from kit.commands import Batch, WorkerOrder, main, redis_url, run_tool
 
+
+def _unique() -> object:
+    # Not among the imports: the revision that serves as a baseline may not have it.
+    from streamq import Unique
+
+    return Unique(on_conflict="return")
+
+
 app = StreamQ(redis_url(), namespace="bench")
-TASKS = {name: app.task(name=name)(handler) for name, handler in handlers.ASYNC.items()}
+OPTIONS: dict[str, Any] = {"unique": _unique()} if "BENCH_UNIQUE" in os.environ else {}
+TASKS = {name: app.task(name=name, **OPTIONS)(handler) for name, handler in handlers.ASYNC.items()}
 
 
 class Producer:
