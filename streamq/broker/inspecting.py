@@ -104,7 +104,9 @@ def queue_names(keys: Keys) -> Command[list[str]]:
 
 
 def _parse_names(reply: Any) -> list[str]:
-    return sorted(name.decode() for name in reply)
+    # A name that others put there and that is no text is no queue's.
+    texts = (name.decode("utf-8", "replace") for name in reply)
+    return sorted(text for text in texts if "\ufffd" not in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class Keys:
         """Sorted set: worker id by the server time at which its heartbeat expires."""
         return f"{self.prefix}:workers".encode()
 
+    @property
+    def serving(self) -> bytes:
+        """Sorted set: ``q`` + queue and ``w`` + worker id, of workers that fetch, by when that expires."""
+        return f"{self.prefix}:serving".encode()
+
     def worker(self, worker_id: str) -> bytes:
         """String with a TTL: what a worker says of itself."""
         return f"{self.prefix}:worker:{worker_id}".encode()

@@ -64,6 +64,8 @@ class WorkerConfig:
     """Outcomes that may wait for Redis before no more tasks are fetched."""
     presence_s: float = 5.0
     """Time between heartbeats."""
+    care_s: float = 20.0
+    """Time between looks for queues that no worker serves."""
     limits: Limits = DEFAULT_LIMITS
     timeouts: Timeouts = field(default_factory=Timeouts)
     worker_id: str | None = None
@@ -111,6 +113,7 @@ class WorkerConfig:
         _check_range("block_ms", self.block_ms, 10, 60_000)
         _check_range("max_unsettled", self.max_unsettled, 1, 1_000_000)
         _check_range("presence_s", self.presence_s, 0.1, 3_600)
+        _check_range("care_s", self.care_s, 0.1, 3_600)
 
 
 def _check_range(field_name: str, value: object, low: float, high: float) -> None:

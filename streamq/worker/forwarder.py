@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from streamq.broker.keys import QueueKeys
 from streamq.broker.moving import forward
 from streamq.broker.runner import AsyncRunner
 from streamq.errors import ServerError
 from streamq.worker.complaints import Complaints
+from streamq.worker.rounds import each
 
 log = logging.getLogger("streamq.forwarder")
 
@@ -24,16 +25,16 @@ _RETRY_S = 0.5
 
 
 class Forwarder:
-    """Forwards in the queues it is given."""
+    """Forwards in the queues it is given, which it looks up anew in each pass: they may change."""
 
     def __init__(
         self,
         runner: AsyncRunner,
-        queues: Iterable[QueueKeys],
+        queues: Collection[QueueKeys],
         on_paused: Callable[[str, bool], None] = lambda _queue, _paused: None,
     ) -> None:
         self._runner = runner
-        self._queues = list(queues)
+        self._queues = queues
         self._on_paused = on_paused
         self._woken = asyncio.Event()
         self._complaints = Complaints(log)
@@ -58,7 +59,7 @@ class Forwarder:
 
     async def run_once(self) -> int:
         """Forward what is due in every queue; returns ms until the next is due, or -1. Raises ServerError."""
-        waits = [await self._forward(queue) for queue in self._queues]
+        waits = await each(self._queues, self._forward)
         return min((wait for wait in waits if wait >= 0), default=-1)
 
     async def _forward(self, queue: QueueKeys) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from streamq.broker import moving, presence
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.runner import AsyncRunner
 from streamq.errors import ServerError
 from streamq.worker.complaints import Complaints
+from streamq.worker.rounds import each
 
 log = logging.getLogger("streamq.janitor")
 
@@ -23,25 +24,28 @@ _LONGEST_S = 10.0
 _SWEEP_S = 300.0
 """Time between searches for producers and consumers that left."""
 _PRODUCER_SILENCE_MS = 86_400_000
+_KEEP_ARCHIVE = (2**53, 2**53)
+"""Age and size: how much of an adopted queue's archive is kept is for its own workers to say."""
 
 
 class Janitor:
-    """Cleans the queues it is given."""
+    """Cleans the queues it is given, and those that its worker adopted."""
 
     def __init__(
         self,
         runner: AsyncRunner,
         keys: Keys,
-        queues: Iterable[QueueKeys],
+        queues: Collection[QueueKeys],
         *,
+        adopted: Collection[QueueKeys] = (),
         archive_age_ms: int,
         archive_size: int,
     ) -> None:
         self._runner = runner
         self._keys = keys
-        self._queues = list(queues)
-        self._archive_age_ms = archive_age_ms
-        self._archive_size = archive_size
+        self._queues = queues
+        self._adopted = adopted
+        self._archive = (archive_age_ms, archive_size)
         self._complaints = Complaints(log)
         self.purged = 0
 
@@ -66,12 +70,13 @@ class Janitor:
 
     async def run_once(self) -> int:
         """Purge every queue; returns ms until the next retention ends, or -1. Raises ServerError."""
-        waits = [await self._purge(queue) for queue in self._queues]
+        waits = await each(self._queues, lambda queue: self._purge(queue, *self._archive))
+        waits += await each(self._adopted, lambda queue: self._purge(queue, *_KEEP_ARCHIVE))
         return min((wait for wait in waits if wait >= 0), default=-1)
 
-    async def _purge(self, queue: QueueKeys) -> int:
+    async def _purge(self, queue: QueueKeys, archive_age_ms: int, archive_size: int) -> int:
         while True:
-            purged = await self._runner.run(moving.purge(queue, self._archive_age_ms, self._archive_size))
+            purged = await self._runner.run(moving.purge(queue, archive_age_ms, archive_size))
             self.purged += purged.purged
             if purged.next_ms != 0:
                 return purged.next_ms
@@ -79,13 +84,15 @@ class Janitor:
     async def sweep(self) -> int:
         """Forget silent producers and idle consumers of workers that are gone; returns how many of both."""
         now_ms = await self._runner.run(presence.server_time())
-        await self._runner.run(presence.forget_expired(self._keys, now_ms))
+        await self._runner.run_all(presence.forget_expired(self._keys, now_ms))
         alive = await self._runner.run(presence.alive(self._keys, now_ms))
-        forgotten = 0
-        for queue in self._queues:
-            forgotten += await self._forget_producers(queue)
-            for lane in queue.lanes.values():
-                forgotten += await self._forget_consumers(lane, alive)
+        tended = (*self._queues, *self._adopted)
+        return sum(await each(tended, lambda queue: self._forget(queue, alive)))
+
+    async def _forget(self, queue: QueueKeys, alive: list[str]) -> int:
+        forgotten = await self._forget_producers(queue)
+        for lane in queue.lanes.values():
+            forgotten += await self._forget_consumers(lane, alive)
         return forgotten
 
     async def _forget_producers(self, queue: QueueKeys) -> int:

@@ -63,4 +63,5 @@ class Presence:
 
     async def leave(self) -> None:
         """Take the heartbeat back, as the last thing this worker does. Raises ServerError."""
-        await self._runner.run_all(presence.leave(self._keys, self._describe().id))
+        worker = self._describe()
+        await self._runner.run_all(presence.leave(self._keys, worker.id, worker.queues))

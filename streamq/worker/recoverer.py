@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from streamq.broker import working
 from streamq.broker.keys import QueueKeys
@@ -19,29 +19,35 @@ from streamq.clock import ServerClock, utc_day
 from streamq.errors import ServerError
 from streamq.model.lanes import LANES, Lane
 from streamq.worker.complaints import Complaints
+from streamq.worker.rounds import each
 
 log = logging.getLogger("streamq.recoverer")
 
 _PASS_S = 1.0
 """Time between passes while tasks are active: an expired lease is noticed within about this."""
+_PATIENCE = 6
+"""Leases after which an entry of an adopted queue is recovered: its workers may have been given a longer one,
+and one of them may still run it, although it takes no more. Nobody waits: nobody serves the queue."""
 
 
 class Recoverer:
-    """Looks for expired leases in all lanes of the queues it is given."""
+    """Looks for expired leases in all lanes of its queues, and of those that its worker adopted."""
 
     def __init__(
         self,
         runner: AsyncRunner,
-        queues: Iterable[QueueKeys],
+        queues: Collection[QueueKeys],
         clock: ServerClock,
         *,
+        adopted: Collection[QueueKeys] = (),
         consumer: str,
         lease_ms: int,
         crash_limit: int,
         backoff_ms: int,
     ) -> None:
         self._runner = runner
-        self._queues = list(queues)
+        self._queues = queues
+        self._adopted = adopted
         self._clock = clock
         self._consumer = consumer
         self._lease_ms = lease_ms
@@ -69,13 +75,18 @@ class Recoverer:
 
         With ``dead``, take all entries of that consumer at once instead.
         """
+        active = await each(self._queues, lambda queue: self._search_all(queue, self._lease_ms, dead))
+        if not dead:
+            await each(self._adopted, lambda queue: self._search_all(queue, self._lease_ms * _PATIENCE, ""))
+        return sum(active)
+
+    async def _search_all(self, queue: QueueKeys, lease_ms: int, dead: str) -> int:
         active = 0
-        for queue in self._queues:
-            for lane in LANES:
-                active += await self._search(queue, lane, dead)
+        for lane in LANES:
+            active += await self._search(queue, lane, lease_ms, dead)
         return active
 
-    async def _search(self, queue: QueueKeys, lane: Lane, dead: str) -> int:
+    async def _search(self, queue: QueueKeys, lane: Lane, lease_ms: int, dead: str) -> int:
         cursor = b"0-0"
         while True:
             found = await self._runner.run(
@@ -84,7 +95,7 @@ class Recoverer:
                     lane,
                     utc_day(self._clock.now_ms()),
                     self._consumer,
-                    lease_ms=self._lease_ms,
+                    lease_ms=lease_ms,
                     crash_limit=self._crash_limit,
                     backoff_ms=self._backoff_ms,
                     dead=dead,

@@ -1,6 +1,6 @@
 """One worker process's components, and the order in which they start and stop.
 
-1. Quiet: the fetcher stops, and with it forwarder, recoverer and janitor. Running handlers go on.
+1. Quiet: the fetcher stops, and with it forwarder, recoverer, janitor and caretaker. Running handlers go on.
 2. Drain: the executor's handlers end. Lease keeper and presence keep running, so that nothing that
    still runs is taken for dead.
 3. At the grace deadline what still runs is cancelled and released: given back, no attempt spent.
@@ -33,6 +33,7 @@ from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
+from streamq.worker.caretaker import Caretaker
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
 from streamq.worker.draw import Draw, normalised
@@ -116,21 +117,26 @@ class Worker:
             consumer=self.id,
             lease_ms=config.lease_ms,
         )
-        queues = self.queues.values()
+        queues = list(self.queues.values())
+        self.caretaker = Caretaker(
+            self._control, self.keys, queues, self.clock, worker_id=self.id, period_s=config.care_s
+        )
         self.recoverer = Recoverer(
             self._control,
             queues,
             self.clock,
+            adopted=self.caretaker.adopted,
             consumer=self.id,
             lease_ms=config.lease_ms,
             crash_limit=config.crash_limit,
             backoff_ms=config.crash_backoff_ms,
         )
-        self.forwarder = Forwarder(self._control, queues, self._on_paused)
+        self.forwarder = Forwarder(self._control, self.caretaker.tended, self._on_paused)
         self.janitor = Janitor(
             self._control,
             self.keys,
             queues,
+            adopted=self.caretaker.adopted,
             archive_age_ms=config.archive_age_ms,
             archive_size=config.archive_size,
         )
@@ -204,6 +210,7 @@ class Worker:
                     group.create_task(self.forwarder.run(), name="streamq-forwarder"),
                     group.create_task(self.recoverer.run(), name="streamq-recoverer"),
                     group.create_task(self.janitor.run(), name="streamq-janitor"),
+                    group.create_task(self.caretaker.run(), name="streamq-caretaker"),
                 ]
                 await self._quieted.wait()
                 self.fetcher.quiet()
@@ -310,6 +317,8 @@ class Worker:
             self.settler.settle(run, RELEASE)
 
     def _on_paused(self, queue: str, paused: bool) -> None:  # noqa: FBT001  # a callback's single fact
+        if queue not in self.queues:  # an adopted one, from which nothing is fetched
+            return
         self.fetcher.set_paused(queue, paused=paused)
         client = self.fetcher.client_id
         if paused and client is not None:

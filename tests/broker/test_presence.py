@@ -64,7 +64,7 @@ def test_a_heartbeat_expires_by_itself(stage: Stage) -> None:
     assert 0 < stage.redis.pttl(stage.keys.worker("w-1")) <= TTL_MS
     stage.until(lambda: alive(stage) == ["w-1"])
     stage.until(lambda: look_at(stage, "w-2") == [None])
-    assert stage.run(presence.forget_expired(stage.keys, stage.now_ms())) == 1
+    assert stage.runner.run_all(presence.forget_expired(stage.keys, stage.now_ms())) == [1, 1]
     assert stage.redis.zrange(stage.keys.workers, 0, -1) == [b"w-1"]
 
 
@@ -75,7 +75,7 @@ def test_a_worker_that_leaves_disappears(stage: Stage) -> None:
     for _ in range(2):
         stage.runner.run_all(presence.leave(stage.keys, "w-1"))
     assert alive(stage) == ["w-2"]
-    stage.runner.run_all(presence.leave(stage.keys, "w-2"))
+    stage.runner.run_all(presence.leave(stage.keys, "w-2", WORKER.queues))
     assert stage.all_keys() == []
 
 
@@ -98,6 +98,24 @@ async def test_the_inspector_lists_the_workers_it_can_read(stage: Stage) -> None
     stage.redis.delete(stage.keys.worker("expired"))
     async with Inspector(Address.parse(stage.server.unix_url), namespace=stage.keys.namespace) as inspector:
         assert await inspector.workers() == [WORKER]
+
+
+def test_what_running_workers_serve_is_told_until_their_word_expires(stage: Stage) -> None:
+    """B38: a quiet worker serves nothing; one that leaves takes its word back."""
+    announce(stage, WORKER)
+    announce(stage, replace(WORKER, id="w-2", status="quiet", queues={"quiet": 1}))
+    announce(stage, replace(WORKER, id="w-3", queues={"w": 1, "q:q": 1}))
+    announce(stage, replace(WORKER, id="w-4", queues={"brief": 1}), ttl_ms=30)
+
+    def serving() -> presence.Serving:
+        return stage.run(presence.serving(stage.keys, stage.now_ms()))
+
+    stage.until(lambda: "brief" not in serving().queues)
+    assert serving() == presence.Serving(
+        frozenset({"default", "mail", "w", "q:q"}), frozenset({"w-1", "w-3"})
+    )
+    stage.runner.run_all(presence.leave(stage.keys, "w-3", ["w", "q:q"]))
+    assert serving() == presence.Serving(frozenset({"default", "mail"}), frozenset({"w-1"}))
 
 
 def test_the_servers_time_is_in_milliseconds(stage: Stage) -> None:

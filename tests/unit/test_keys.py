@@ -28,7 +28,7 @@ def test_namespaces_and_queues_do_not_meet() -> None:
     families = [Keys(), Keys("a"), Keys("A"), Keys("a:b"), Keys("queues")]
     seen: dict[bytes, str] = {}
     for keys in families:
-        own = [keys.queues, keys.workers, keys.worker("w"), keys.worker("s")]
+        own = [keys.queues, keys.workers, keys.serving, keys.worker("w"), keys.worker("s")]
         for name in ("a", "A", "a:b", "default", "index", "queues"):
             own += keys.queue(name).every
         for key in own:

@@ -50,6 +50,7 @@ COMPONENTS = {
     "aggregator",
     "scheduler",
     "janitor",
+    "caretaker",
     "presence",
     "canceller",
 }
