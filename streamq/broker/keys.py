@@ -110,7 +110,7 @@ class QueueKeys:
     ticks: bytes
     """List: the last ticks that fired, the newest first."""
     config: bytes
-    """Hash: created, paused, limits."""
+    """Hash: created, limits, paused; while paused ``last:<lane letter>``, the id its group had got to."""
     producers: bytes
     """Hash: producer id -> last sequence, when, first task id, reply."""
     stats: bytes

@@ -9,12 +9,12 @@ from streamq.broker.scripts import script
 
 def pause(queue: QueueKeys) -> Command[bytes]:
     """Hand nothing out. Answers ok or already."""
-    return Command(script("pause"), (queue.config,), ("pause", queue.hints), bytes)
+    return Command(script("pause"), _pause_keys(queue), ("pause", queue.hints), bytes)
 
 
 def resume(queue: QueueKeys) -> Command[bytes]:
     """Hand out again. Answers ok or already."""
-    return Command(script("pause"), (queue.config,), ("resume", queue.hints), bytes)
+    return Command(script("pause"), _pause_keys(queue), ("resume", queue.hints), bytes)
 
 
 def unlink(keys: tuple[bytes, ...]) -> Command[int]:
@@ -25,3 +25,7 @@ def unlink(keys: tuple[bytes, ...]) -> Command[int]:
 def unregister(registry: bytes, queue: str) -> Command[int]:
     """Take the queue out of the registry."""
     return Command(None, (registry,), ("SREM", registry, queue), int)
+
+
+def _pause_keys(queue: QueueKeys) -> tuple[bytes, ...]:
+    return (queue.config, *queue.lanes.values())

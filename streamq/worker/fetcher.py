@@ -9,6 +9,8 @@ XREADGROUP counts per key, so one command over several lanes may answer more tha
    at most the batch that was on its way by then, and never while handlers run for long.
 3. When everything was empty, one blocking read over all lanes waits. It asks for so few per lane
    that the free slots suffice; with fewer slots than lanes a surplus is possible, and is given back.
+
+Of a paused queue Redis hands nothing out. What was on its way already is given back.
 """
 
 from __future__ import annotations
@@ -103,13 +105,19 @@ class Fetcher:
         """Redis's id of the reading connection, by which another can unblock it."""
         return self._client_id
 
-    def set_paused(self, queue: str, *, paused: bool) -> None:
-        """Leave a queue out, or take it in again."""
+    def set_paused(self, queue: str, *, paused: bool) -> bool:
+        """Leave a queue out, or take it in again; returns whether that changes anything.
+
+        A read that is blocked in Redis goes on as it was, and must be woken by ``unblock``.
+        """
+        if paused is (queue in self._paused):
+            return False
         if paused:
             self._paused.add(queue)
         else:
             self._paused.discard(queue)
             self._resumed.set()
+        return True
 
     async def run(self) -> None:
         """Fetch until quiet. Outages are waited out."""
@@ -234,9 +242,13 @@ class Fetcher:
         return sum(self._start(source, entries) for source, entries in zip(sources, replies, strict=True))
 
     def _start(self, source: Source, entries: list[Entry]) -> int:
-        if entries:
-            self.fetched += len(entries)
-            self._executor.start(source, entries)
+        if not entries:
+            return 0
+        if source.queue.name in self._paused:
+            self._give_back(source, entries)
+            return 0
+        self.fetched += len(entries)
+        self._executor.start(source, entries)
         return len(entries)
 
     # A new connection

@@ -319,9 +319,10 @@ class Worker:
     def _on_paused(self, queue: str, paused: bool) -> None:  # noqa: FBT001  # a callback's single fact
         if queue not in self.queues:  # an adopted one, from which nothing is fetched
             return
-        self.fetcher.set_paused(queue, paused=paused)
+        changed = self.fetcher.set_paused(queue, paused=paused)
         client = self.fetcher.client_id
-        if paused and client is not None:
+        # A read that is blocked does not know of the lanes that came back.
+        if changed and client is not None:
             self._control.post(working.unblock(client)).add_done_callback(_forget)
 
     def _on_lost(self, lane: bytes, entry_ids: list[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -308,6 +309,81 @@ async def test_a_worker_that_starts_on_paused_queues_takes_nothing_until_resumed
         assert seen == []
         await inspector.resume("default")
         await eventually(lambda: seen == [1])
+
+
+async def test_what_was_on_its_way_when_the_pause_came_is_given_back(
+    app: StreamQ, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A47: Redis had handed it out, the worker has not started it: it is not started."""
+    await put(app, "default", "a", "b")
+    slots = Slots(5)
+    turns = Turns(app, slots, {"default": 1})
+    async with turns as fetcher:
+        handed_out = turns.runner.run
+
+        async def then_paused(command: Any, **limits: Any) -> Any:
+            reply = await handed_out(command, **limits)
+            if any(reply) if isinstance(reply, list) else False:
+                fetcher.set_paused("default", paused=True)
+            return reply
+
+        monkeypatch.setattr(turns.runner, "run", then_paused)
+        assert await fetcher.run_once() == 0
+    assert slots.started == []
+    assert [entry.task_id for entry in turns.given_back] == [b"a", b"b"]
+
+
+async def test_a_pause_holds_although_no_hint_can_reach_the_worker(
+    app: StreamQ, inspector: Inspector, server: Server, namespace: str
+) -> None:
+    """A47: its user may not subscribe, so it does not know; Redis hands nothing out all the same."""
+    seen: list[str] = []
+    admin: Any = server.client()
+    user = f"deaf-{namespace}"
+    admin.execute_command("ACL", "SETUSER", user, "on", ">secret", "~*", "resetchannels", "+@all")
+    deaf = StreamQ(server.url.replace("//", f"//{user}:secret@"), namespace=namespace)
+
+    @deaf.task(name="note")
+    async def note(name: str) -> None:
+        seen.append(name)
+
+    try:
+        async with running(deaf, queues={"default": 1, "other": 1}, block_ms=5_000) as worker:
+            await app.enqueue("note", {"name": "before"})
+            await eventually(lambda: seen == ["before"] and not worker.settler.unsettled)
+            await inspector.pause("default")
+            await app.enqueue("note", {"name": "held up"})
+            # Its blocked read is over both queues: this one ends it, and a later one was begun after it.
+            for number in (1, 2):
+                await app.enqueue("note", {"name": f"other {number}"}, queue="other")
+                await eventually(lambda number=number: f"other {number}" in seen)  # type: ignore[misc]
+            assert "held up" not in seen
+            info = await inspector.queue("default")
+            assert (info.ready, info.active) == (1, 0)
+            await inspector.resume("default")
+            await eventually(lambda: "held up" in seen)
+    finally:
+        admin.execute_command("ACL", "DELUSER", user)
+
+
+async def test_a_resume_wakes_a_worker_that_waits_for_other_queues(
+    app: StreamQ, inspector: Inspector
+) -> None:
+    """A48: its read is blocked, and does not know of the queue that came back."""
+    seen: list[str] = []
+
+    @app.task(name="note")
+    async def note(name: str) -> None:
+        seen.append(name)
+
+    await note.enqueue("a")
+    await inspector.pause("default")
+    async with running(app, queues={"default": 1, "other": 1}, block_ms=60_000) as worker:
+        await eventually(lambda: worker.fetcher._paused == {"default"})
+        await note.options(queue="other").enqueue("b")
+        await eventually(lambda: seen == ["b"])
+        await inspector.resume("default")
+        await eventually(lambda: seen == ["b", "a"])
 
 
 # Slots
