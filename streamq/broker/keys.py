@@ -102,7 +102,7 @@ class QueueKeys:
     rates: bytes
     """Hash: ``q`` or producer id -> when its enqueue rate is used up, in us."""
     limiters: bytes
-    """Set: the names of the limiters that have keys of their own."""
+    """Sorted set: name of a limiter by the time in ms at which its keys are gone by themselves."""
     cron: bytes
     """Hash: cron entry id -> its definition."""
     cron_due: bytes
@@ -123,8 +123,12 @@ class QueueKeys:
         return f"{self.base}:stats:{day}".encode()
 
     def limiter(self, name: str) -> bytes:
-        """What one limit of running tasks has counted."""
+        """What one limit of running tasks has counted: sorted set of tokens, number, or list of times."""
         return f"{self.base}:limit:{name}".encode()
+
+    def turn(self, name: str) -> bytes:
+        """String with a TTL: when the last of the tasks that wait for this limit may ask again, in us."""
+        return f"{self.base}:turn:{name}".encode()
 
     def done(self, task_id: str) -> bytes:
         """Channel: told once when the task is completed or archived."""

@@ -49,7 +49,7 @@ def test_the_architecture_lists_every_key_of_a_queue() -> None:
         if name.startswith(("sq:{q}", ":"))
     }
     known = {key.decode().removeprefix("sq:{q}") for key in Keys().queue("q").every}
-    assert told == known | {":stats:<YYYYMMDD>"}
+    assert told == known | {":stats:<YYYYMMDD>", ":limit:<name>", ":turn:<name>"}
 
 
 def test_the_guide_says_where_each_option_may_stand() -> None:

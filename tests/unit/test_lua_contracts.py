@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from streamq.broker import inspecting, moving, producing, steering, working
+from streamq.broker import inspecting, limiting, moving, producing, semaphores, steering, working
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.scripts import script, script_names
 from streamq.model.lanes import LANES, Lane
 from streamq.model.parked import Reason
+from streamq.model.run_limits import Concurrency, SlidingWindow
 from streamq.model.states import EDGES
 from tests.servers import Server
 
@@ -28,6 +29,11 @@ QUEUE: QueueKeys = Keys("ns").queue("mail")
 OTHER: QueueKeys = Keys("ns").queue("other")
 DAY = "20260102"
 SETTLED = [working.Settle((b"1-1", b"a", 1, 1, b"n0:m"))]
+
+LIMITERS = [
+    limiting.Limiter.of("c0:a", Concurrency(1)),
+    limiting.Limiter.of("w0:a", SlidingWindow(1, per=1)),
+]
 
 # Every way in which the package calls a script: all builders, on a queue.
 BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
@@ -49,7 +55,15 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "pause": [steering.pause, steering.resume],
     "forget_consumer": [lambda queue: moving.forget_consumer(queue.lanes[Lane.HIGH], "w")],
     "forget_producers": [lambda queue: moving.forget_producers(queue, 1)],
+    "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", LIMITERS)])],
+    "give_back": [lambda queue: limiting.give_back(queue, [("c0:a", b"n1-1"), ("c0:b", b"n1-1")])],
+    "acquire": [lambda queue: semaphores.acquire(Keys("ns").semaphore(queue.name), "t", 1, 1)],
+    "renew": [lambda queue: semaphores.renew(Keys("ns").semaphore(queue.name), "t", 1)],
 }
+
+
+TASK_SETS = {"scheduled", "retry", "completed", "archived", "aggregating"}
+"""Sorted sets whose members are tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,8 @@ class Header:
     edges: frozenset[str]
     keys: list[str]
     """Name and meaning, of KEYS[1] on."""
+    more_keys: str | None
+    """The same of those that follow, as many as a call needs."""
     arguments: list[tuple[str, str]]
     """What stands in the brackets, and the text after them."""
     tags: list[str]
@@ -75,7 +91,11 @@ _PART = re.compile(r"^-- (?P<tag>EDGE|KEYS|ARGV|RETURNS|COST)(?:\[(?P<at>[^\]]+)
 def header(name: str) -> Header:
     lines = (FOLDER / f"{name}.lua").read_text().splitlines()
     end = next(at for at, line in enumerate(lines) if not line.startswith("--"))
-    edges, keys, arguments, tags = [], [], [], []
+    edges: list[str] = []
+    keys: list[str] = []
+    more_keys: str | None = None
+    arguments: list[tuple[str, str]] = []
+    tags: list[str] = []
     for line in lines[1:end]:
         part = _PART.match(line)
         if part is None:
@@ -85,13 +105,16 @@ def header(name: str) -> Header:
         match part["tag"]:
             case "EDGE":
                 edges.append(part["text"])
+            case "KEYS" if part["at"] == f"{len(keys) + 1}...":
+                more_keys = part["text"]
             case "KEYS":
+                assert more_keys is None, f"{name}.lua: a list of keys comes last"
                 keys.append(part["text"])
                 assert part["at"] == str(len(keys)), f"{name}.lua: keys are numbered in order"
             case "ARGV":
                 arguments.append((part["at"], part["text"]))
     assert len(edges) == len(set(edges))
-    return Header(lines[0], frozenset(edges), keys, arguments, tags, "\n".join(lines[end:]))
+    return Header(lines[0], frozenset(edges), keys, more_keys, arguments, tags, "\n".join(lines[end:]))
 
 
 def calls(name: str, queue: QueueKeys = QUEUE) -> list[Command[Any]]:
@@ -142,8 +165,11 @@ def test_the_builders_pass_the_keys_that_the_header_declares(name: str) -> None:
     """Not one more or fewer, and each under the name that the key builders give it."""
     for command in calls(name):
         assert command.script is script(name)
-        assert len(command.keys) == len(header(name).keys)
-        for key, text in zip(command.keys, header(name).keys, strict=True):
+        told, more = header(name).keys, header(name).more_keys
+        if more is not None:
+            told = told + [more] * (len(command.keys) - len(told))
+        assert len(command.keys) == len(told)
+        for key, text in zip(command.keys, told, strict=True):
             declared, _, meaning = text.partition(_DASH)
             assert meaning, f"{name}.lua says nothing of {declared}"
             last = key.decode().removeprefix(f"{QUEUE.base}:").split(":")
@@ -151,6 +177,10 @@ def test_the_builders_pass_the_keys_that_the_header_declares(name: str) -> None:
                 assert key in QUEUE.lanes.values()
             elif declared == "day":
                 assert last == ["stats", DAY]
+            elif declared == "limit":
+                assert last[0] in {"limit", "turn"}
+            elif declared == "semaphore":
+                assert key == Keys("ns").semaphore(QUEUE.name)
             else:
                 assert last == [declared]
 
@@ -166,6 +196,8 @@ def test_the_body_uses_the_keys_that_the_header_declares(name: str) -> None:
         assert listed is not None
         used |= {6 + place for place in range(1, listed[1].count(",") + 2)}
     assert used == set(range(1, declared + 1))
+    counted = re.findall(r"KEYS\[[^\]]*\bi\b[^\]]*\]", body)
+    assert bool(counted) == (header(name).more_keys is not None)
 
 
 def test_no_key_is_made_up_in_a_body(name: str) -> None:
@@ -202,7 +234,8 @@ def test_all_keys_of_a_call_share_one_hash_tag(name: str) -> None:
     """One slot in Redis Cluster; another queue has another."""
     for queue, tag in ((QUEUE, b"mail"), (OTHER, b"other")):
         for command in calls(name, queue):
-            assert {re.findall(rb"\{([^}]*)\}", key)[0] for key in command.keys} == {tag}
+            tags = {re.findall(rb"\{([^}]*)\}", key)[0] for key in command.keys}
+            assert tags in ({tag}, {b"sem:" + tag})  # a semaphore belongs to no queue
 
 
 def test_the_native_commands_stay_in_one_slot_too() -> None:
@@ -219,6 +252,7 @@ def test_the_native_commands_stay_in_one_slot_too() -> None:
         inspecting.counters(QUEUE.stats),
         inspecting.is_paused(QUEUE),
         moving.consumers(QUEUE.lanes[Lane.LOW]),
+        limiting.limiter_names(QUEUE, 0, -1),
     ]
     for command in commands:
         assert command.keys
@@ -253,7 +287,10 @@ def test_time_comes_from_redis_alone(name: str) -> None:
 def test_a_script_that_takes_no_edge_moves_no_task(name: str) -> None:
     body = header(name).body
     if header(name).edges == {"none"}:
-        assert not re.search(r"'(XADD|XACK|XDEL|ZADD|ZREM)'", body)
+        assert not re.search(r"'(XADD|XACK|XDEL)'", body)
+        sets = {text.partition(_DASH)[0] for text in header(name).keys}
+        if sets & TASK_SETS:
+            assert not re.search(r"'(ZADD|ZREM)'", body)
 
 
 def test_settling_scripts_acknowledge_before_they_write(name: str) -> None:

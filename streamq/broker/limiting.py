@@ -1,0 +1,97 @@
+"""Commands of the limits of running tasks: ask whether tasks may start, give tokens back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from streamq.broker.command import Command, Word
+from streamq.broker.keys import QueueKeys
+from streamq.broker.scripts import script
+from streamq.broker.working import Entry
+from streamq.model.durations import duration_ms
+from streamq.model.lanes import Lane
+from streamq.model.run_limits import Concurrency, RunLimit, SlidingWindow, TokenBucket
+
+MAX_ADMIT_TASKS = 100
+"""Tasks that one call asks for: about 1 ms of Redis's time per limit that each of them has."""
+
+MAX_GIVEN_BACK = 500
+"""Tokens of one give_back call."""
+
+LONGEST_WAIT_MS = 300_000
+"""What a task is told to wait at most. No turn further off is promised: those before may not need theirs."""
+
+WAITS_FOR_OTHERS = -1
+"""The answer for a task that has to wait until another one ends."""
+
+
+class Limiter(NamedTuple):
+    """One counter in Redis, and the limit that it is held to."""
+
+    name: str
+    kind: str
+    first: int | float
+    second: int
+
+    @classmethod
+    def of(cls, name: str, limit: RunLimit) -> Limiter:
+        """The counter of that name for this limit."""
+        match limit:
+            case Concurrency():
+                return cls(name, "c", limit.limit, 0)
+            case TokenBucket():
+                us_per_token = duration_ms("per", limit.per) * 1000 / limit.rate
+                return cls(name, "b", round(us_per_token, 3), limit.burst)
+            case SlidingWindow():
+                return cls(name, "w", limit.limit, duration_ms("per", limit.per) * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One task that wants to start, and every limiter that must let it."""
+
+    token: bytes
+    limiters: Sequence[Limiter]
+
+
+def token(entry: Entry) -> bytes:
+    """The name of a task's place among those that run: it counts for as long as its entry is pending."""
+    return entry.lane.encode() + entry.entry_id
+
+
+def admit(queue: QueueKeys, asks: Sequence[Ask]) -> Command[list[int]]:
+    """Ask for several tasks. Answers per task 0 when it may start, ms to wait, or WAITS_FOR_OTHERS."""
+    places: dict[Limiter, int] = {}
+    tasks: list[Word] = []
+    for ask in asks:
+        tasks += (ask.token, len(ask.limiters))
+        tasks += (places.setdefault(limiter, len(places) + 1) for limiter in ask.limiters)
+    keys = [queue.lanes[lane] for lane in (Lane.FRONT, Lane.HIGH, Lane.NORMAL, Lane.LOW)]
+    keys.append(queue.limiters)
+    for limiter in places:
+        keys += limiter_keys(queue, limiter.name)
+    rules: list[Word] = [str(word) for limiter in places for word in limiter]
+    return Command(script("admit"), tuple(keys), (LONGEST_WAIT_MS, len(places), *rules, *tasks), list)
+
+
+def give_back(queue: QueueKeys, tokens: Iterable[tuple[str, bytes]]) -> Command[int]:
+    """Give tokens back: pairs of the limiter's name and the token. Answers how many were held."""
+    pairs = list(tokens)
+    keys = (queue.limiters, *(queue.limiter(name) for name, _ in pairs))
+    return Command(script("give_back"), keys, [word for pair in pairs for word in pair], int)
+
+
+def limiter_keys(queue: QueueKeys, name: str) -> tuple[bytes, bytes]:
+    """What a limiter counted, and the last turn that it promised."""
+    return queue.limiter(name), queue.turn(name)
+
+
+def limiter_names(queue: QueueKeys, start: int, stop: int) -> Command[list[str]]:
+    """The names of limiters that have keys, from place ``start`` to ``stop``."""
+
+    def parse(reply: Any) -> list[str]:
+        return [name.decode() for name in reply]
+
+    return Command(None, (queue.limiters,), ("ZRANGE", queue.limiters, start, stop), parse)
