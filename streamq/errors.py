@@ -9,11 +9,17 @@
     ├── TaskError                 about one task
     │   ├── TaskNotFound              no such task (never was, or gone)
     │   ├── TaskIdConflict            the wished id belongs to another task
+    │   ├── DuplicateTask             another task holds the lock of this unique task
     │   ├── TaskFailed                the task was archived; carries the handler's error
     │   ├── ResultNotKept             finished, but its retention keeps no result
     │   └── ResultTimeout             not finished within the time the caller gave
     ├── BatchError                some tasks of an enqueue_many failed; carries every result
     ├── QueueError                about one queue: unknown, already paused, not empty ...
+    │   └── QueueLimitReached         a limit of the queue refused the task
+    │       ├── QueueFull                 it has as many tasks as it may have
+    │       ├── EnqueueRateExceeded       tasks come too fast; says when to try again
+    │       ├── TaskTooLarge              the task has too many bytes for this queue
+    │       └── TypeNotAllowed            the queue takes no tasks of this type
     ├── ServerError               Redis's
     │   ├── Unavailable               cannot be reached, or the connection was lost
     │   │   ├── ServerTimeout             no answer within the time limit
@@ -102,6 +108,10 @@ class TaskIdConflict(TaskError):
     """The wished task id belongs to another task, which is untouched."""
 
 
+class DuplicateTask(TaskError):
+    """Another task holds the lock of this unique task. ``task_id`` is that other task's."""
+
+
 class TaskFailed(TaskError):
     """The task was archived. The text is the handler's last error."""
 
@@ -140,6 +150,33 @@ class QueueError(StreamQError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.queue, self.problem)
+
+
+class QueueLimitReached(QueueError):
+    """A limit of the queue refused a task. Nothing of it was stored; others of its call were not touched."""
+
+
+class QueueFull(QueueLimitReached):
+    """The queue has as many unfinished tasks as it may have."""
+
+
+class EnqueueRateExceeded(QueueLimitReached):
+    """Tasks come faster than the queue takes them. ``retry_after`` is in seconds."""
+
+    def __init__(self, queue: str, retry_after: float) -> None:
+        super().__init__(queue, f"takes tasks no faster; try again in {retry_after:g} s")
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.queue, self.retry_after)
+
+
+class TaskTooLarge(QueueLimitReached):
+    """The task has more bytes than the queue allows, arguments and headers together."""
+
+
+class TypeNotAllowed(QueueLimitReached):
+    """The queue takes no tasks of this type."""
 
 
 class ServerError(StreamQError):

@@ -14,11 +14,24 @@
 -- KEYS[8] retry – sorted set
 -- KEYS[9] completed – sorted set
 -- KEYS[10] archived – sorted set
+-- KEYS[11] unique – hash, dedup key to whose lock it is; "+" and the key to who waits behind a keep-last lock
+-- KEYS[12] owners – hash, task id to dedup key
 -- ARGV[1] task id
 -- RETURNS a word: ok, missing, active (refused: a worker holds it)
 -- COST constant
 local lanes = {f = KEYS[1], h = KEYS[2], n = KEYS[3], l = KEYS[4]}
-local index, parked, id = KEYS[5], KEYS[6], ARGV[1]
+local index, parked, unique, owners, id = KEYS[5], KEYS[6], KEYS[11], KEYS[12], ARGV[1]
+
+-- A lock ends with its task by itself, but for a window, which would stand to its end.
+local function free_lock()
+  local key = redis.call('HGET', owners, id)
+  if not key then return end
+  for _, name in ipairs({key, '+' .. key}) do
+    local record = redis.call('HGET', unique, name)
+    if record and string.match(record, '^%a%d+ (.+)$') == id then redis.call('HDEL', unique, name) end
+  end
+  redis.call('HDEL', owners, id)
+end
 
 local place = redis.call('HGET', index, id)
 if place then
@@ -27,8 +40,10 @@ if place then
   if not pending.err and #pending > 0 then return 'active' end
   redis.call('XDEL', lane, entry)
   redis.call('HDEL', index, id)
+  free_lock()
   return 'ok'
 end
+free_lock()
 for k = 7, 10 do redis.call('ZREM', KEYS[k], id) end
 if redis.call('HDEL', parked, id) == 1 then return 'ok' end
 return 'missing'

@@ -1,4 +1,4 @@
--- Stores new tasks, each ready in its lane or scheduled for later, exactly once per producer sequence.
+-- Stores new tasks that nothing has to be checked for, each ready or scheduled, exactly once per producer sequence.
 -- EDGE new -> ready
 -- EDGE new -> scheduled
 -- KEYS[1] high – stream, lane of high priority
@@ -7,24 +7,20 @@
 -- KEYS[4] index – hash, task id to lane letter and entry id
 -- KEYS[5] parked – hash, task id to lane, crashes and message
 -- KEYS[6] scheduled – sorted set, task id by due time in ms
--- KEYS[7] completed – sorted set, searched only to replace a finished task
--- KEYS[8] archived – sorted set, searched only to replace a finished task
--- KEYS[9] config – hash
--- KEYS[10] producers – hash, producer id to "sequence ms first-task-id words"
+-- KEYS[7] config – hash
+-- KEYS[8] producers – hash, producer id to "sequence ms first-task-id words"
 -- ARGV[1] producer – id of the sending client
 -- ARGV[2] sequence – 1, 2, 3 ... of this producer in this queue
 -- ARGV[3] hints – channel
 -- ARGV[4...] runs of tasks that share one how: how, count, then so many task ids, then so many messages.
---            how = lane letter (h n l), conflict letter (- unique by construction, x refuse, r return the existing,
---            p replace a finished one), then nothing, "D" and a delay in ms, or "A" and a time in ms
+--            how = lane letter (h n l), "-", then nothing, "D" and a delay in ms, or "A" and a time in ms
 -- RETURNS {queue, words}: queue = "new" or "known" (whether the registry must be told); words = one per task,
---         separated by spaces: ready, scheduled, exists, conflict; or one for all, when all are the same.
---         Error SEQUENCE: this sequence is known for a different batch.
--- COST about 6 us a task; at most 500 tasks and 1 MB a call, held by the caller
+--         separated by spaces: ready, scheduled; or one for all, when all are the same. {limited}: the queue has limits,
+--         nothing was stored, send it to enqueue_checked. Error SEQUENCE: this sequence is known for a different batch.
+-- COST about 5 us a task; at most 500 tasks and 1 MB a call, held by the caller
 local producer, sequence, hints = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lanes = {h = KEYS[1], n = KEYS[2], l = KEYS[3]}
-local index, parked, scheduled = KEYS[4], KEYS[5], KEYS[6]
-local completed, archived, config, producers = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local index, parked, scheduled, config, producers = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 
 -- A re-send gets the first reply again and adds nothing.
 local last = redis.call('HGET', producers, producer)
@@ -35,57 +31,38 @@ if last then
     return redis.error_reply('SEQUENCE ' .. sequence .. ' is known for another batch')
   end
 end
+if redis.call('HEXISTS', config, 'limits') == 1 then return {'limited'} end
 
 local words, indexed, earliest, uniform, now = {}, {}, nil, true, nil
-
--- What an id of the caller's choice meets; clears the way when a finished task is to be replaced.
-local function settled_conflict(conflict, id)
-  if redis.call('HEXISTS', index, id) == 0 then
-    if redis.call('HEXISTS', parked, id) == 0 then return nil end
-    if conflict == 'p' and redis.call('ZREM', completed, id) + redis.call('ZREM', archived, id) > 0 then
-      redis.call('HDEL', parked, id)
-      return nil
-    end
-  end
-  return conflict == 'r' and 'exists' or 'conflict'
-end
 
 local function server_time()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function store(lane, stream, conflict, due, id, message)
-  local word = conflict ~= '-' and settled_conflict(conflict, id)
-  if word then return word end
+local function store(lane, stream, due, id, message)
   if due > 0 and due > now then
     redis.call('ZADD', scheduled, due, id)
     redis.call('HSET', parked, id, lane .. '0:' .. message)
     if not earliest or due < earliest then earliest = due end
     return 'scheduled'
   end
-  local entry = redis.call('XADD', stream, '*', 'id', id, 'm', message)
-  if conflict == '-' then
-    indexed[#indexed + 1] = id
-    indexed[#indexed + 1] = lane .. entry
-  else
-    -- At once, so that the same id again in this call meets it.
-    redis.call('HSET', index, id, lane .. entry)
-  end
+  indexed[#indexed + 1] = id
+  indexed[#indexed + 1] = lane .. redis.call('XADD', stream, '*', 'id', id, 'm', message)
   return 'ready'
 end
 
 local at = 4
 while at < #ARGV do
-  local how, count = ARGV[at], tonumber(ARGV[at + 1])
-  local lane, conflict, due = string.sub(how, 1, 1), string.sub(how, 2, 2), 0
+  local how, count, due = ARGV[at], tonumber(ARGV[at + 1]), 0
+  local lane = string.sub(how, 1, 1)
   if #how > 2 then
     now = now or server_time()
     due = tonumber(string.sub(how, 4))
     if string.sub(how, 3, 3) == 'D' then due = now + due end
   end
   for i = at + 2, at + 1 + count do
-    local word = store(lane, lanes[lane], conflict, due, ARGV[i], ARGV[i + count])
+    local word = store(lane, lanes[lane], due, ARGV[i], ARGV[i + count])
     words[#words + 1] = word
     if word ~= words[1] then uniform = false end
   end
@@ -95,7 +72,7 @@ if #indexed > 0 then redis.call('HSET', index, unpack(indexed)) end
 
 local reply = uniform and words[1] or table.concat(words, ' ')
 -- Mostly nothing needed the time so far, and an entry id begins with it.
-local when = now or (indexed[2] and string.match(indexed[2], '%d+')) or server_time()
+local when = now or string.match(indexed[2], '%d+')
 redis.call('HSET', producers, producer, ARGV[2] .. ' ' .. when .. ' ' .. ARGV[6] .. ' ' .. reply)
 if earliest then
   -- Forwarders sleep until the next due time they know of; a user without rights to the channel only wakes them later.

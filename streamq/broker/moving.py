@@ -50,7 +50,8 @@ def purge(queue: QueueKeys, archive_age_ms: int, archive_size: int) -> Command[P
 
 def delete(queue: QueueKeys, task_id: str) -> Command[bytes]:
     """Delete a task that is not running. Answers ok, missing or active."""
-    return Command(script("delete"), task_keys(queue), (task_id,), bytes)
+    keys = (*task_keys(queue), queue.unique, queue.owners)
+    return Command(script("delete"), keys, (task_id,), bytes)
 
 
 def forget_producers(queue: QueueKeys, silence_ms: int, cursor: bytes = b"0") -> Command[tuple[bytes, int]]:
@@ -69,7 +70,7 @@ def forget_consumer(lane: bytes, consumer: str) -> Command[bytes]:
 
 
 def task_keys(queue: QueueKeys) -> tuple[bytes, ...]:
-    """The keys that together hold every task of a queue, in the order of find and delete."""
+    """The keys that together hold every task of a queue, in the order in which scripts take them."""
     zsets = (queue.scheduled, queue.retry, queue.completed, queue.archived)
     return (*queue.lanes.values(), queue.index, queue.parked, *zsets)
 

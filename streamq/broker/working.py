@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from streamq.broker.command import Command, Word
 from streamq.broker.keys import GROUP, QueueKeys
+from streamq.broker.moving import task_keys
 from streamq.broker.scripts import script
 from streamq.model.lanes import LANES, Lane
 
@@ -176,6 +177,35 @@ def release(queue: QueueKeys, lane: Lane, entry_ids: Sequence[bytes]) -> Command
     """Give tasks back unfinished, at the front. Answers one word per task: ok or lost."""
     keys = (queue.lanes[lane], queue.lanes[Lane.FRONT], queue.index)
     return Command(script("release"), keys, (lane.value, *entry_ids), _parse_words)
+
+
+class Tidied(NamedTuple):
+    """What one tidy call did."""
+
+    freed: int
+    """Locks of tasks that have ended."""
+    woken: int
+    """Tasks that waited behind a keep-last lock and have it now."""
+    outdated: int
+    """Tasks dropped, because a newer one waited behind them while they were to be tried again."""
+
+
+def tidy(queue: QueueKeys, task_ids: Sequence[bytes], marks: Sequence[bytes] = ()) -> Command[Tidied]:
+    """Free what stands beside these tasks, where they have ended; leaves the others alone.
+
+    ``marks`` are lane letters and entry ids of which a cancel mark may be left. At most
+    ``MAX_SETTLE_TASKS`` of both.
+    """
+    keys = (
+        *task_keys(queue),
+        queue.grouped,
+        queue.unique,
+        queue.owners,
+        queue.cancels,
+        queue.progress,
+    )
+    args = (queue.hints, len(task_ids), *task_ids, *marks)
+    return Command(script("tidy"), keys, args, lambda reply: Tidied(*reply))
 
 
 class Recovered(NamedTuple):

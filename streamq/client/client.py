@@ -14,6 +14,7 @@ from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS
 from streamq.broker.runner import AsyncRunner
+from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.desk import Desk
 from streamq.client.encoding import Encoded, Encoder
 from streamq.client.handles import TaskHandle
@@ -24,7 +25,6 @@ from streamq.errors import (
     ResultTimeout,
     ServerError,
     StreamQError,
-    TaskIdConflict,
     TaskNotFound,
     Unavailable,
     UsageError,
@@ -125,12 +125,10 @@ class Client:
     async def _enqueue(self, call: TaskCall[Any]) -> TaskHandle[Any]:
         desk = self._desk_here()
         task = self._encoder.encode(call, desk.producer)
-        words: list[Word] = [task.how, task.task_id.encode(), task.message]
-        answer = await desk.outbox(task.queue).submit(words, len(task.message))
-        handle = self._handle(task, answer[0])
-        if isinstance(handle, StreamQError):
-            raise handle
-        return handle
+        words: list[Word] = [task.how, task.name, task.message]
+        word = (await desk.outbox(task.queue).submit(words, len(task.message)))[0]
+        handle: TaskHandle[Any] = TaskHandle(self, task.queue, task.task_id)
+        return handle if word in CREATED else accepted(handle, word)
 
     async def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
         """Enqueue many tasks in few round trips; one handle per call, in order.
@@ -230,24 +228,8 @@ class Client:
             chunk.fail(error, results)
             return
         for place, word in zip(chunk.places, words, strict=True):
-            if word not in _CREATED:
-                handle = results[place]
-                if isinstance(handle, TaskHandle):
-                    results[place] = _not_created(handle, word)
-
-    def _handle(self, task: Encoded, word: bytes) -> TaskHandle[Any] | StreamQError:
-        handle: TaskHandle[Any] = TaskHandle(self, task.queue, task.task_id)
-        return handle if word in _CREATED else _not_created(handle, word)
-
-
-_CREATED = frozenset({b"ready", b"scheduled"})
-
-
-def _not_created(handle: TaskHandle[R], word: bytes) -> TaskHandle[R] | StreamQError:
-    if word == b"exists":
-        handle.created = False
-        return handle
-    return TaskIdConflict(handle.queue, handle.id, "another task has this id; see the on_conflict option")
+            if word not in CREATED:
+                settle(results, place, word)
 
 
 class _Chunk:
@@ -264,7 +246,7 @@ class _Chunk:
 
     def add(self, place: int, task: Encoded) -> None:
         self.places.append(place)
-        self.words += (task.how, task.task_id.encode(), task.message)
+        self.words += (task.how, task.name, task.message)
         self.size += len(task.message)
 
     @property

@@ -32,6 +32,8 @@ class Encoded(NamedTuple):
     queue: str
     how: bytes
     task_id: str
+    name: bytes
+    """The task id as it is sent, and after a space the dedup key where it has a lock."""
     message: bytes
 
 
@@ -62,7 +64,8 @@ class Encoder:
         route = self._routes.get((call.type, id(call.options))) or self._find_route(call)
         payload = encode_payload(call.args, call.kwargs, self._limits)
         message = route.template.encode(payload, wall_ms())
-        return Encoded(route.queue, route.how, route.task_id or producer.new_task_id(), message)
+        task_id = route.task_id or producer.new_task_id()
+        return Encoded(route.queue, route.how, task_id, task_id.encode(), message)
 
     def _find_route(self, call: TaskCall[Any]) -> _Route:
         route = _make_route(call, self._defaults, self._limits)

@@ -54,6 +54,8 @@ class Parcel:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
+    words: list[Word]
+    sequence: int
     command: Command[Enqueued]
     parcels: list[Parcel]
 
@@ -74,6 +76,8 @@ class Outbox:
     on_new_queue: Callable[[str], None]
     _waiting: deque[Parcel] = field(default_factory=deque)
     _in_flight: bool = False
+    _limited: bool = False
+    """The queue has limits, as far as we know: only the script that checks them stores anything."""
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _pause_s: float = _FIRST_PAUSE_S
     _trying: set[asyncio.Task[None]] = field(default_factory=set)
@@ -103,7 +107,10 @@ class Outbox:
             parcels[0].words if len(parcels) == 1 else [word for parcel in parcels for word in parcel.words]
         )
         sequence = self.producer.next_sequence(self.queue.name)
-        self._send(_Batch(enqueue(self.queue, self.producer.id, sequence, words), parcels))
+        self._send(_Batch(words, sequence, self._command(words, sequence), parcels))
+
+    def _command(self, words: list[Word], sequence: int) -> Command[Enqueued]:
+        return enqueue(self.queue, self.producer.id, sequence, words, checked=self._limited)
 
     def _take(self) -> list[Parcel]:
         """The parcels of the next call: as many as fit, at least one."""
@@ -131,10 +138,25 @@ class Outbox:
             self._try(batch)
             return
         if error is None:
-            self._deliver(batch, reply.result())
+            enqueued = reply.result()
+            if self._must_check(batch, enqueued):
+                self._send(batch)
+                return
+            self._deliver(batch, enqueued)
         else:
             self._refuse(batch, error)
         self._send_next()
+
+    def _must_check(self, batch: _Batch, enqueued: Enqueued) -> bool:
+        """Whether the batch came to a queue with limits unchecked; nothing of it is stored then.
+
+        It goes again under its sequence number, to the script that checks.
+        """
+        self._limited = enqueued.limited
+        if enqueued.words:
+            return False
+        batch.command = self._command(batch.words, batch.sequence)
+        return True
 
     def _try(self, batch: _Batch) -> None:
         """The slow way, with a task: connect first, and send again where need be."""
@@ -161,7 +183,10 @@ class Outbox:
         while True:
             try:
                 async with asyncio.timeout(max(batch.deadline_s - monotonic_s(), _LEAST_ATTEMPT_S)):
-                    return await self.runner.run(batch.command)
+                    enqueued = await self.runner.run(batch.command)
+                if self._must_check(batch, enqueued):
+                    continue
+                return enqueued
             except Unavailable as failed:
                 error = failed
             except TimeoutError:

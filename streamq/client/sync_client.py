@@ -17,6 +17,7 @@ from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
 from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
+from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.client import ClientConfig
 from streamq.client.encoding import Encoded, Encoder
 from streamq.client.handles import SyncTaskHandle
@@ -29,7 +30,6 @@ from streamq.errors import (
     ServerError,
     ServerTimeout,
     StreamQError,
-    TaskIdConflict,
     TaskNotFound,
     Unavailable,
     UsageError,
@@ -65,6 +65,8 @@ class SyncClient:
         self._pid = os.getpid()
         self._closed = False
         self._registered: set[str] = set()
+        self._limited: set[str] = set()
+        """Queues that have limits, as far as we know: only the script that checks them stores anything."""
 
     def __enter__(self) -> Self:
         return self
@@ -98,14 +100,11 @@ class SyncClient:
         """
         call = as_call(task, arguments, options)
         encoded = self._encoder.encode(call, self._producer)
-        words: list[Word] = [encoded.how, encoded.task_id.encode(), encoded.message]
+        words: list[Word] = [encoded.how, encoded.name, encoded.message]
         with self._turn() as deadline_s:
-            answer = self._send(encoded.queue, words, deadline_s)
-        fresh: SyncTaskHandle[Any] = SyncTaskHandle(self, encoded.queue, encoded.task_id)
-        handle = self._handle(fresh, answer[0])
-        if isinstance(handle, StreamQError):
-            raise handle
-        return handle
+            word = self._send(encoded.queue, words, deadline_s)[0]
+        handle: SyncTaskHandle[Any] = SyncTaskHandle(self, encoded.queue, encoded.task_id)
+        return handle if word in CREATED else accepted(handle, word)
 
     def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[SyncTaskHandle[R]]:
         """Enqueue many tasks in few round trips; one handle per call, in order.
@@ -199,16 +198,23 @@ class SyncClient:
                 results[place] = error
             return error if isinstance(error, Unavailable) else None
         for place, word in zip(chunk.places, words, strict=True):
-            handle = results[place]
-            if isinstance(handle, SyncTaskHandle):
-                results[place] = self._handle(handle, word)
+            if word not in CREATED:
+                settle(results, place, word)
         return None
 
     def _send(self, queue: str, words: list[Word], deadline_s: float) -> Sequence[bytes]:
         """One call, sent again under its own sequence number until it is answered or time is up."""
         sequence = self._producer.next_sequence(queue)  # first: after a fork it renews the id
-        command = enqueue(self.keys.queue(queue), self._producer.id, sequence, words)
-        enqueued = self._run(command, deadline_s)
+        keys, producer = self.keys.queue(queue), self._producer.id
+        checked = queue in self._limited
+        enqueued = self._run(enqueue(keys, producer, sequence, words, checked=checked), deadline_s)
+        if not enqueued.words:
+            # Nothing was stored: the queue has limits now.
+            enqueued = self._run(enqueue(keys, producer, sequence, words, checked=True), deadline_s)
+        if enqueued.limited:
+            self._limited.add(queue)
+        elif checked:
+            self._limited.discard(queue)
         if enqueued.new_queue or queue not in self._registered:
             self._register(queue)
         return enqueued.words
@@ -230,16 +236,6 @@ class SyncClient:
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    @staticmethod
-    def _handle(handle: SyncTaskHandle[R], word: bytes) -> SyncTaskHandle[R] | StreamQError:
-        if word == b"conflict":
-            return TaskIdConflict(
-                handle.queue, handle.id, "another task has this id; see the on_conflict option"
-            )
-        handle.created = word != b"exists"
-        return handle
-
-
 class _Chunk:
     """Tasks of one enqueue_many for one queue that travel together."""
 
@@ -252,7 +248,7 @@ class _Chunk:
 
     def add(self, place: int, task: Encoded) -> None:
         self.places.append(place)
-        self.words += (task.how, task.task_id.encode(), task.message)
+        self.words += (task.how, task.name, task.message)
         self.size += len(task.message)
 
     @property

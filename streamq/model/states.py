@@ -24,6 +24,8 @@ class State(StrEnum):
     """Delivered to a worker, which holds its lease."""
     SCHEDULED = "scheduled"
     """Waits for the time it was enqueued for."""
+    AGGREGATING = "aggregating"
+    """Waits in a group to become part of a batch."""
     RETRY = "retry"
     """Waits for its next attempt after a failure or a crash."""
     COMPLETED = "completed"
@@ -48,6 +50,19 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
             (Edge.NEW, State.SCHEDULED),
         }
     ),
+    "enqueue_checked": frozenset(
+        {
+            (Edge.NEW, State.READY),
+            (Edge.NEW, State.SCHEDULED),
+            (Edge.NEW, State.AGGREGATING),
+            (State.READY, Edge.GONE),
+            (State.SCHEDULED, Edge.GONE),
+            (State.RETRY, Edge.GONE),
+            (State.AGGREGATING, Edge.GONE),
+            (State.COMPLETED, Edge.GONE),
+            (State.ARCHIVED, Edge.GONE),
+        }
+    ),
     "complete": frozenset({(State.ACTIVE, Edge.GONE)}),
     "retain": frozenset({(State.ACTIVE, State.COMPLETED)}),
     "retry": frozenset({(State.ACTIVE, State.RETRY)}),
@@ -61,6 +76,14 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
         }
     ),
     "forward": frozenset({(State.SCHEDULED, State.READY), (State.RETRY, State.READY)}),
+    "tidy": frozenset(
+        {
+            (State.SCHEDULED, State.READY),
+            (State.SCHEDULED, Edge.GONE),
+            (State.READY, Edge.GONE),
+            (State.RETRY, Edge.GONE),
+        }
+    ),
     "purge": frozenset({(State.COMPLETED, Edge.GONE), (State.ARCHIVED, Edge.GONE)}),
     "delete": frozenset(
         {

@@ -248,6 +248,8 @@ class Stage:
             for zset in (queue.scheduled, queue.retry, queue.completed, queue.archived)
             for name in self.members(zset)
         ]
+        grouped: Any = self.redis.hgetall(queue.grouped)
+        waiting += [name.decode() for name, place in grouped.items() if place[:1] not in {b"=", b"0"}]
         bodies: Any = self.redis.hkeys(queue.parked)
         assert sorted(waiting) == sorted(body.decode() for body in bodies), "bodies do not match the sets"
         assert not {name.encode() for name in waiting} & places.keys(), "a task is in two states"

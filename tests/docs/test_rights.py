@@ -13,7 +13,7 @@ from tests.docs.pages import CHECKOUT, blocks
 from tests.servers import Server
 
 GUIDE = CHECKOUT / "docs" / "guides" / "connecting.md"
-PRODUCERS_SCRIPTS = {"enqueue", "find"}
+PRODUCERS_SCRIPTS = {"enqueue", "enqueue_checked", "find"}
 WORKERS_COMMANDS = ("producing", "working", "moving", "presence")
 CONTAINERS = {"XGROUP", "XINFO", "CLIENT"}
 ARGUMENTS = {"BLOCK"}

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from streamq import errors
-from streamq.errors import BatchError, QueueError, StreamQError, TaskError, TaskNotFound, UsageError
+from streamq.errors import (
+    BatchError,
+    EnqueueRateExceeded,
+    QueueError,
+    StreamQError,
+    TaskError,
+    TaskNotFound,
+    UsageError,
+)
 
 CLASSES = sorted(
     (kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == "streamq.errors"),
@@ -23,6 +31,8 @@ def sample(kind: type[StreamQError]) -> StreamQError:
         return kind("field", "has a problem")
     if issubclass(kind, TaskError):
         return kind("queue", "id-1", "has a problem")
+    if issubclass(kind, EnqueueRateExceeded):
+        return kind("queue", 1.5)
     if issubclass(kind, QueueError):
         return kind("queue", "has a problem")
     if issubclass(kind, BatchError):

@@ -38,10 +38,14 @@ LIMITERS = [
 # Every way in which the package calls a script: all builders, on a queue.
 BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "enqueue": [lambda queue: producing.enqueue(queue, "p", 1, [producing.how(Lane.NORMAL), "a", b"m"])],
+    "enqueue_checked": [
+        lambda queue: producing.enqueue(queue, "p", 1, [producing.how(Lane.NORMAL, "x"), "a", b"m"])
+    ],
     "complete": [lambda queue: working.complete(queue, Lane.NORMAL, DAY, [b"1-1"], [b"a"])],
     "retain": [lambda queue: working.retain(queue, Lane.NORMAL, DAY, SETTLED)],
     "retry": [lambda queue: working.retry(queue, Lane.NORMAL, DAY, SETTLED)],
     "archive": [lambda queue: working.archive(queue, Lane.NORMAL, DAY, SETTLED, 10, 10)],
+    "tidy": [lambda queue: working.tidy(queue, [b"a"], [b"n1-1"])],
     "release": [lambda queue: working.release(queue, Lane.FRONT, [b"1-1"])],
     "recover": [
         lambda queue: working.recover(
