@@ -204,7 +204,7 @@ def tidy(queue: QueueKeys, task_ids: Sequence[bytes], marks: Sequence[bytes] = (
         queue.cancels,
         queue.progress,
     )
-    args = (queue.hints, len(task_ids), *task_ids, *marks)
+    args: tuple[Word, ...] = (queue.hints, len(task_ids), *task_ids, *marks)
     return Command(script("tidy"), keys, args, lambda reply: Tidied(*reply))
 
 

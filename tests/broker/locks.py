@@ -47,4 +47,5 @@ def window_end(stage: Stage, key: str = KEY) -> int:
 
 def nothing_left(stage: Stage) -> bool:
     """No lock and no owner is stored."""
-    return stage.redis.exists(stage.queue.unique, stage.queue.owners) == 0
+    count: int = stage.redis.exists(stage.queue.unique, stage.queue.owners)
+    return count == 0
