@@ -5,11 +5,12 @@ from streamq.broker.address import Address
 from streamq.client.client import Client
 from streamq.client.handles import SyncTaskHandle, TaskHandle
 from streamq.client.sync_client import SyncClient
-from streamq.errors import Drop, SkipRetry, StreamQError
+from streamq.errors import Drop, Release, RetryAfter, SkipRetry, StreamQError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall
 from streamq.model.info import QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.limits import Limits
+from streamq.model.parked import Reason
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
 from streamq.model.states import State
 from streamq.task import Task
@@ -33,6 +34,8 @@ __all__ = [  # noqa: RUF022
     # inside a handler
     "current_task",
     "TaskContext",
+    "RetryAfter",
+    "Release",
     "SkipRetry",
     "Drop",
     # producing and looking
@@ -42,6 +45,7 @@ __all__ = [  # noqa: RUF022
     "SyncTaskHandle",
     "Inspector",
     "State",
+    "Reason",
     "TaskInfo",
     "QueueInfo",
     "WorkerInfo",

@@ -19,10 +19,11 @@ from streamq.inspector import Inspector
 from streamq.model.call import TaskCall, as_call
 from streamq.model.definition import Definition
 from streamq.model.durations import Duration, duration_ms
+from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
-from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task
-from streamq.worker.config import Lifespan, OnError, WorkerConfig, WorkerSettings
+from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate
+from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
 from streamq.worker.worker import Worker
 
 P = ParamSpec("P")
@@ -34,8 +35,9 @@ class StreamQ:
 
     ``url`` may also be an Address, for what a URL should not carry. ``defaults`` are options for
     tasks that say nothing themselves. ``enqueue_timeout`` bounds how long an enqueue waits for Redis.
-    ``lifespan`` is entered by each worker; what it yields is ``current_task().state``. ``on_error``
-    is called by workers after each attempt that raised.
+    ``lifespan`` is entered by each worker; what it yields is ``current_task().state``. Workers call
+    ``on_error`` after each attempt that raised, ``on_success`` after each that returned, and
+    ``on_archive`` when a task was archived. ``is_failure`` holds for tasks that have none of their own.
 
     ``async with app`` opens its client; inside, tasks can be enqueued. ``app.sync()`` does the same
     for blocking code.
@@ -53,11 +55,15 @@ class StreamQ:
         enqueue_timeout: Duration = 10.0,
         lifespan: Lifespan | None = None,
         on_error: OnError | None = None,
+        on_success: OnSuccess | None = None,
+        on_archive: OnArchive | None = None,
+        is_failure: IsFailure | None = None,
     ) -> None:
         self.address = url if isinstance(url, Address) else Address.parse(url)
         self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
         self.lifespan = lifespan
-        self.on_error = on_error
+        self.hooks = Hooks(on_error, on_success, on_archive)
+        self.is_failure = check_predicate(is_failure)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.config = ClientConfig(
             namespace=namespace,
@@ -85,6 +91,9 @@ class StreamQ:
         *,
         name: str | None = None,
         is_failure: IsFailure | None = None,
+        on_error: OnError | None = None,
+        on_success: OnSuccess | None = None,
+        on_archive: OnArchive | None = None,
         **options: Unpack[TaskOptions],
     ) -> Decorator: ...
     def task(  # type: ignore[misc]  # mypy does not match a TypedDict's keywords with themselves here
@@ -94,16 +103,21 @@ class StreamQ:
         *,
         name: str | None = None,
         is_failure: IsFailure | None = None,
+        on_error: OnError | None = None,
+        on_success: OnSuccess | None = None,
+        on_archive: OnArchive | None = None,
         **options: Unpack[TaskOptions],
     ) -> Any:
         """Register the decorated function as a task: ``@app.task``, or ``@app.task(...)`` with options.
 
         ``name`` is the function's module and name unless given. ``is_failure`` tells errors that
-        count as failures from those after which the task is simply tried again.
+        count as failures from those after which the task is simply tried again. The hooks are called
+        before those of the app.
 
         Raises OptionError for bad options, RegistrationError for a name that is taken.
         """
-        decorator = Decorator(self, name, Options.of(options, TASK_OPTION_NAMES), is_failure)
+        hooks = Hooks(on_error, on_success, on_archive)
+        decorator = Decorator(self, name, Options.of(options, TASK_OPTION_NAMES), is_failure, hooks)
         return decorator if handler is None else decorator(handler)
 
     def register(self, task: Task[..., Any]) -> None:
@@ -114,7 +128,7 @@ class StreamQ:
 
     def definitions(self) -> dict[str, Definition]:
         """What a worker needs to know of each task."""
-        return {name: task.definition(self.defaults) for name, task in self.tasks.items()}
+        return {name: task.definition(self.defaults, self.is_failure) for name, task in self.tasks.items()}
 
     # Producing
 
@@ -186,7 +200,9 @@ class StreamQ:
             namespace=self.config.namespace,
             limits=self.config.limits,
             lifespan=self.lifespan,
-            on_error=self.on_error,
+            on_error=self.hooks.on_error,
+            on_success=self.hooks.on_success,
+            on_archive=self.hooks.on_archive,
         )
         return Worker(self.address, self.definitions(), config)
 

@@ -40,6 +40,8 @@
     │   ├── HandlerNotFound           no handler is registered for the task's type
     │   └── HandlerExited             the handler called sys.exit
     └── Steering                  raised by handlers to choose the outcome: not failures of StreamQ
+        ├── RetryAfter                try again after a delay of its own
+        ├── Release                   give the task back at once: nothing is spent
         ├── SkipRetry                 archive now, whatever retries are left
         └── Drop                      forget the task: no retry, no archive
 
@@ -49,6 +51,7 @@ Messages name the field and the remedy. They never carry payloads, keys or passw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 
@@ -257,6 +260,30 @@ class HandlerExited(AttemptError):
 
 class Steering(StreamQError):
     """Raised by a handler to choose its task's outcome."""
+
+
+class RetryAfter(Steering):
+    """Try the task again after ``delay`` (seconds or a timedelta), whatever its policy says.
+
+    It spends a retry, and archives the task when none is left, unless ``spend`` is False. A delay
+    that has no meaning is a failure like any other.
+    """
+
+    def __init__(self, delay: float | timedelta, problem: str = "", *, spend: bool = True) -> None:
+        super().__init__(problem)
+        self.delay = delay
+        self.spend = spend
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, str(self)), {"spend": self.spend}
+
+
+class Release(Steering):
+    """Give the task back to the front of its queue at once: nothing is spent.
+
+    A task that is given back once more right after waits a second first, so that one which nobody
+    wants does not keep the workers busy.
+    """
 
 
 class SkipRetry(Steering):

@@ -10,6 +10,7 @@ from streamq.errors import RegistrationError
 from streamq.model.call import TaskCall
 from streamq.model.definition import Definition
 from streamq.model.durations import duration_ms
+from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.message import NO_TIMEOUT
 from streamq.model.names import check_name
 from streamq.model.options import UNSET, CallOptions, Options, Unset
@@ -62,14 +63,16 @@ class Task(BoundTask[P, R]):
         handler: Callable[P, Any],
         options: Options,
         is_failure: IsFailure | None = None,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
         super().__init__(app, name, options)
         self.handler = handler
-        self.is_failure = is_failure
+        self.is_failure = check_predicate(is_failure)
+        self.hooks = hooks
         self.__doc__ = handler.__doc__
         self.__wrapped__ = handler
 
-    def definition(self, defaults: Options) -> Definition:
+    def definition(self, defaults: Options, is_failure: IsFailure | None = None) -> Definition:
         """What a worker needs to know, with the app's defaults where the task says nothing."""
         options = self._options.over(defaults)
         return Definition(
@@ -79,7 +82,8 @@ class Task(BoundTask[P, R]):
             retry=DEFAULT_RETRY if isinstance(options.retry, Unset) else options.retry,
             timeout_ms=_milliseconds("timeout", options.timeout, otherwise=NO_TIMEOUT),
             retention_ms=_milliseconds("retention", options.retention, otherwise=0) or 0,
-            is_failure=self.is_failure,
+            is_failure=is_failure if self.is_failure is None else self.is_failure,
+            hooks=self.hooks,
         )
 
     def __repr__(self) -> str:
@@ -108,12 +112,18 @@ class Decorator:
     """What ``app.task(...)`` returns: turns a function into a registered task."""
 
     def __init__(
-        self, app: StreamQ, name: str | None, options: Options, is_failure: IsFailure | None
+        self,
+        app: StreamQ,
+        name: str | None,
+        options: Options,
+        is_failure: IsFailure | None,
+        hooks: Hooks,
     ) -> None:
         self._app = app
         self._name = name
         self._options = options
         self._is_failure = is_failure
+        self._hooks = hooks
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
@@ -130,10 +140,18 @@ class Decorator:
             name = f"{handler.__module__}.{handler.__qualname__}"
         kind = AsyncTask if _is_async(handler) else SyncTask
         task: Task[..., Any] = kind(
-            self._app, check_name("name", name), handler, self._options, self._is_failure
+            self._app, check_name("name", name), handler, self._options, self._is_failure, self._hooks
         )
         self._app.register(task)
         return task
+
+
+def check_predicate(given: Any) -> IsFailure | None:
+    """The same, if it can be one. Raises RegistrationError."""
+    if given is not None and (not callable(given) or _is_async(given)):
+        raise RegistrationError("is_failure", "must be a plain function: it decides, it cannot wait")
+    predicate: IsFailure | None = given
+    return predicate
 
 
 def _is_async(handler: Callable[..., Any]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.retry import Retry
 
 
@@ -22,6 +23,8 @@ class Definition:
     retention_ms: int
     is_failure: Callable[[BaseException], bool] | None = None
     """Errors for which it answers False are tried again without spending a retry."""
+    hooks: Hooks = NO_HOOKS
+    """The task's own; the app's are called after them."""
     plain: bool = field(init=False)
     """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
 

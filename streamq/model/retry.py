@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,21 +104,32 @@ class Retry:
         count = self.max_retries
         if type(count) is not int or not 0 <= count <= MAX_RETRIES:
             raise OptionError("retry.max_retries", f"must be a whole number from 0 to {MAX_RETRIES}")
+        if inspect.iscoroutinefunction(self.delay):
+            raise OptionError("retry.delay", "must be a plain function: it decides, it cannot wait")
         if not callable(self.delay) and not isinstance(self.delay, Policy):
             object.__setattr__(self, "delay", Fixed(self.delay))
 
-    def delay_ms(self, failures: int, error: BaseException, spread: float | None = None) -> int:
+    def delay_ms(
+        self,
+        failures: int,
+        error: BaseException,
+        spread: float | None = None,
+        *,
+        on_broken: Callable[[str, BaseException], None] | None = None,
+    ) -> int:
         """Milliseconds to wait after failure number ``failures`` (1 for the first).
 
         A custom function that raises or answers nonsense must not lose the task: the default policy
-        answers in its place. ``spread`` replaces the random number, for tests.
+        answers in its place, and ``on_broken`` is told. ``spread`` replaces the random number, for tests.
         """
         spread = random.random() if spread is None else spread
         if isinstance(self.delay, Policy):
             return self.delay.delay_ms(failures, spread)
         try:
             return duration_ms("retry.delay", self.delay(failures, error))  # type: ignore[operator]
-        except BaseException:  # noqa: BLE001  # it is the user's code
+        except BaseException as broken:  # noqa: BLE001  # it is the user's code
+            if on_broken is not None:
+                on_broken("retry.delay", broken)
             return Exponential().delay_ms(failures, spread)
 
 

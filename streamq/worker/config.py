@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from streamq.broker.dial import Timeouts
 from streamq.errors import OptionError
 from streamq.model.durations import Duration, duration_ms
+from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import check_key_name
 from streamq.model.options import DEFAULT_QUEUE
+from streamq.model.parked import Reason
 
 if TYPE_CHECKING:
     from streamq.worker.context import TaskContext
 
 OnError = Callable[["TaskContext", BaseException], Awaitable[None] | None]
+OnSuccess = Callable[["TaskContext", Any], Awaitable[None] | None]
+OnArchive = Callable[["TaskContext", BaseException | Reason], Awaitable[None] | None]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 MAX_CONCURRENCY = 10_000
@@ -72,6 +76,10 @@ class WorkerConfig:
     """The consumer name; made at random unless given, and never shared by two live workers."""
     on_error: OnError | None = None
     """Called after each attempt that raised; what it raises itself is logged and changes nothing."""
+    on_success: OnSuccess | None = None
+    """Called after each attempt that returned, with what it returned."""
+    on_archive: OnArchive | None = None
+    """Called when a task was archived, with the error, or the reason where no handler had raised."""
     lifespan: Lifespan | None = None
     """Entered before the first task; what it yields is ``current_task().state``."""
 
@@ -91,6 +99,11 @@ class WorkerConfig:
             close = difflib.get_close_matches(name, names | {"lease", "grace"}, n=1)
             raise OptionError(name, f"unknown setting{f'; did you mean {close[0]}?' if close else ''}")
         return cls(**{**others, **given})
+
+    @property
+    def hooks(self) -> Hooks:
+        """The app's hooks, called for all tasks."""
+        return Hooks(self.on_error, self.on_success, self.on_archive)
 
     def __post_init__(self) -> None:
         if not self.queues:

@@ -14,6 +14,9 @@ from streamq.model.info import moment
 from streamq.model.message import Message
 from streamq.worker.outcome import cut_off_ms
 
+UNREADABLE = Message.new(type="", payload=b"")
+"""Stands for a message that cannot be read: its task has an id, but no type and no headers."""
+
 
 class TaskContext:
     """The running task. Read-only."""
@@ -44,7 +47,7 @@ class TaskContext:
 
     @property
     def type(self) -> str:
-        """The name of the task."""
+        """The name under which the task was enqueued; empty where its message cannot be read."""
         return self._message.type
 
     @property

@@ -8,7 +8,6 @@ cancelled, so one that overruns keeps its slot until it really ends and its retr
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import sys
 from collections.abc import Mapping
@@ -26,12 +25,12 @@ from streamq.errors import (
     StoredDataError,
 )
 from streamq.model.definition import Definition
+from streamq.model.lanes import Lane
 from streamq.model.limits import Limits
 from streamq.model.message import Message
 from streamq.model.parked import Reason
 from streamq.model.retry import DEFAULT_RETRY
-from streamq.worker.config import OnError
-from streamq.worker.context import TaskContext, set_current
+from streamq.worker.context import UNREADABLE, TaskContext, set_current
 from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.invoking import Invoke, Invoker, outlast
 from streamq.worker.outcome import (
@@ -44,6 +43,7 @@ from streamq.worker.outcome import (
     cut_off_ms,
     retention_of,
 )
+from streamq.worker.teller import Teller, complain
 
 log = logging.getLogger("streamq.executor")
 
@@ -71,7 +71,7 @@ class Executor:
         *,
         concurrency: int,
         limits: Limits,
-        on_error: OnError | None = None,
+        teller: Teller | None = None,
     ) -> None:
         self._definitions = definitions
         self._settle = settler.settle
@@ -79,7 +79,7 @@ class Executor:
         self._clock = clock
         self._concurrency = concurrency
         self._limits = limits
-        self._on_error = on_error
+        self._teller = teller or Teller()
         self._invoker = Invoker(concurrency)
         self._running: set[Run] = set()
         self._waiters: list[asyncio.Future[None]] = []
@@ -150,7 +150,7 @@ class Executor:
             args, kwargs = decode_payload(message.payload)
         except StoredDataError as error:
             log.error("task cannot be read; archived id=%s error=%s", run.entry.task_id, error)
-            self._settle(run, Archive(None, Reason.UNDECODABLE))
+            self._archive_unstarted(run, Archive(None, Reason.UNDECODABLE), Reason.UNDECODABLE)
             return
         run.definition = definition = self._definitions.get(message.type) or _unknown(message.type)
         deadline_ms = message.deadline_ms
@@ -171,14 +171,23 @@ class Executor:
     def _too_late(self, run: Run, message: Message) -> bool:
         now_ms = self._clock.now_ms()
         if message.expires_ms is not None and message.expires_ms <= now_ms:
-            self._settle(run, Archive(message, Reason.EXPIRED))
+            self._archive_unstarted(run, Archive(message, Reason.EXPIRED), Reason.EXPIRED)
             return True
         if message.deadline_ms is not None and message.deadline_ms <= now_ms:
             late = AttemptTimeout("the deadline had passed before the attempt could start")
             noted = message.copy(error=f"AttemptTimeout: {late}", failed_ms=now_ms)
-            self._settle(run, Archive(noted, Reason.FAILED))
+            self._archive_unstarted(run, Archive(noted, Reason.FAILED), late)
             return True
         return False
+
+    def _archive_unstarted(self, run: Run, outcome: Archive, cause: BaseException | Reason) -> None:
+        """The task was never started, so it has no slot in which to wait for a hook."""
+        self._settle(run, outcome)
+        message = run.message or UNREADABLE
+        definition = self._definitions.get(message.type) or _unknown(message.type)
+        if self._teller.wants("on_archive", definition):
+            context = self._context(run, message, definition)
+            self._teller.tell_later("on_archive", context, definition, cause)
 
     async def _attempt(self, run: Run, invoke: Invoke, args: list[Any], kwargs: dict[str, Any]) -> None:
         try:
@@ -195,7 +204,9 @@ class Executor:
             else:
                 await self._failed(run, error)
         else:
-            self._succeeded(run, result)
+            refused = self._succeeded(run, result)
+            if refused is not None or self._hears_success(run):
+                await self._tell_returned(run, result, refused)
         finally:
             self._ended(run)
 
@@ -208,12 +219,12 @@ class Executor:
         elif work.exception() is not None:
             await self._failed(run, work.exception() or error)
         else:
-            self._succeeded(run, work.result())
+            await self._tell_returned(run, work.result(), self._succeeded(run, work.result()))
 
     def _arm_timers(self, runs: list[Run]) -> None:
         loop = asyncio.get_running_loop()
         for run in runs:
-            if run in self._running and run.stop is None:
+            if run in self._running and run.stop is None and not run.outcome_recorded:
                 limit_s = self._limit_s(run)
                 if limit_s is not None:
                     run.timer = loop.call_later(limit_s, self.stop_runs, Stop.TIMEOUT, [run])
@@ -229,13 +240,14 @@ class Executor:
 
     # Ending
 
-    def _succeeded(self, run: Run, result: Any) -> None:
+    def _succeeded(self, run: Run, result: Any) -> PayloadError | None:
+        """Record the success; the error, if its result cannot be kept."""
         message, definition = run.message, run.definition
         assert message is not None  # noqa: S101  # set before the handler was started
         assert definition is not None  # noqa: S101
         if not retention_of(message, definition):
             self._record(run, COMPLETE)
-            return
+            return None
         now_ms = self._clock.now_ms()
         try:
             stored = encode_result(result, self._limits)
@@ -244,8 +256,9 @@ class Executor:
             noted = message.copy(error=f"PayloadError: {error}", failed_ms=now_ms)
             self._record(run, Archive(noted, Reason.FAILED))
             log.error("result cannot be stored; archived id=%s type=%s", run.entry.task_id, message.type)
-            return
+            return error
         self._record(run, after_success(message, definition, stored, now_ms))
+        return None
 
     async def _broken_off(self, run: Run, error: BaseException | None) -> None:
         """A handler ended by an error, or too late, after it had been told to stop."""
@@ -253,7 +266,7 @@ class Executor:
             self._record(run, RELEASE)
         elif run.stop is Stop.LOST:
             self._held.remove(run)
-            await self._tell(run, LeaseLost("the lease ran out while the handler ran"))
+            await self._tell("on_error", run, LeaseLost("the lease ran out while the handler ran"))
         else:
             late = AttemptTimeout("the attempt ran past its timeout or deadline")
             late.__cause__ = error
@@ -267,13 +280,7 @@ class Executor:
             exited = HandlerExited(f"the handler raised {type(error).__name__}")
             exited.__cause__ = error
             error = exited
-        try:
-            outcome = after_error(message, definition, error, self._clock.now_ms(), self._limits)
-        except StoredDataError:
-            # Its retry policy is unreadable: the default decides, the stored one stays as it is.
-            outcome = after_error(
-                message.copy(retry_policy=None), definition, error, self._clock.now_ms(), self._limits
-            )
+        outcome = self._outcome_of(run, message, definition, error)
         log.info(
             "attempt failed id=%s type=%s queue=%s retried=%d error=%s outcome=%s",
             run.entry.task_id.decode("utf-8", "replace"),
@@ -284,24 +291,49 @@ class Executor:
             type(outcome).__name__,
         )
         self._record(run, outcome)
-        if self._on_error is not None:
-            await self._tell(run, error)
+        await self._tell("on_error", run, error)
+        if isinstance(outcome, Archive):
+            await self._tell("on_archive", run, error)
 
-    async def _tell(self, run: Run, error: BaseException) -> None:
-        """Call the user's hook, after the outcome is recorded: whatever it does, the task is settled."""
-        hook = self._on_error
-        message, definition = run.message, run.definition
-        if message is None or definition is None:
-            return
-        context = self._context(run, message, definition)
+    def _outcome_of(
+        self, run: Run, message: Message, definition: Definition, error: BaseException
+    ) -> Outcome:
+        def on_broken(name: str, broken: BaseException) -> None:
+            complain(name, self._context(run, message, definition), broken)
+
+        def decide(message: Message) -> Outcome:
+            in_front = run.entry.lane is Lane.FRONT
+            now_ms = self._clock.now_ms()
+            return after_error(
+                message, definition, error, now_ms, self._limits, in_front=in_front, on_broken=on_broken
+            )
+
         try:
-            told = hook(context, error) if hook is not None else None
-            if inspect.isawaitable(told):
-                await told
-        except BaseException:  # also sys.exit: the hook must not end the worker
-            log.exception("on_error raised id=%s type=%s", context.id, context.type)
+            return decide(message)
+        except StoredDataError:
+            # Its retry policy is unreadable: the default decides, the stored one stays as it is.
+            return decide(message.copy(retry_policy=None))
+
+    def _hears_success(self, run: Run) -> bool:
+        return self._teller.of_success or (
+            run.definition is not None and run.definition.hooks.on_success is not None
+        )
+
+    async def _tell_returned(self, run: Run, result: Any, refused: PayloadError | None) -> None:
+        if refused is None:
+            await self._tell("on_success", run, result)
+        else:
+            await self._tell("on_archive", run, refused)
+
+    async def _tell(self, name: str, run: Run, fact: Any) -> None:
+        """Call the user's hooks, after the outcome is recorded: whatever they do, the task is settled."""
+        message, definition = run.message, run.definition
+        if message is not None and definition is not None and self._teller.wants(name, definition):
+            await self._teller.tell(name, self._context(run, message, definition), definition, fact)
 
     def _record(self, run: Run, outcome: Outcome) -> None:
+        if run.timer is not None:
+            run.timer.cancel()  # it is for the handler: hooks that come now have their own limit
         if run.stop is not Stop.LOST:
             self._settle(run, outcome)
         else:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from streamq.errors import Drop, SkipRetry
+from streamq.errors import Drop, OptionError, RetryAfter, SkipRetry
+from streamq.errors import Release as GiveBack
 from streamq.model.definition import Definition
+from streamq.model.durations import duration_ms
 from streamq.model.limits import Limits
 from streamq.model.message import NO_TIMEOUT, Message
 from streamq.model.options import DEFAULT_TIMEOUT_MS
@@ -54,6 +58,19 @@ Outcome = Complete | Retain | RetryLater | Archive | Release
 COMPLETE = Complete()
 RELEASE = Release()
 
+RELEASE_PAUSE_MS = 1_000
+"""A handler that gives back what had been given back already: the task waits so long, nothing spent.
+
+It then comes back to its own lane, so one that every handler gives back costs two attempts a second.
+"""
+
+OnBroken = Callable[[str, BaseException], None]
+"""Called with the name of a user's function and what it raised."""
+
+
+def _forgive(_name: str, _broken: BaseException) -> None:
+    """Nobody wants to know."""
+
 
 def after_success(message: Message, definition: Definition, result: bytes | None, now_ms: int) -> Outcome:
     """The outcome of an attempt whose handler returned."""
@@ -64,27 +81,69 @@ def after_success(message: Message, definition: Definition, result: bytes | None
 
 
 def after_error(
-    message: Message, definition: Definition, error: BaseException, now_ms: int, limits: Limits
+    message: Message,
+    definition: Definition,
+    error: BaseException,
+    now_ms: int,
+    limits: Limits,
+    *,
+    in_front: bool = False,
+    on_broken: OnBroken = _forgive,
 ) -> Outcome:
-    """The outcome of an attempt that raised."""
+    """The outcome of an attempt that raised.
+
+    ``in_front``: the task had been given back before. ``on_broken`` is told of what a predicate or
+    delay function of the user's raised; the task goes on without its answer.
+    """
     if _caused_by(error, Drop):
         return COMPLETE
-    noted = message.copy(
-        error=_summary(error)[: limits.error_chars],
-        traceback=_traceback(error)[-limits.error_chars :] or None,
-        failed_ms=now_ms,
-    )
+    if _caused_by(error, GiveBack):
+        return RetryLater(message, RELEASE_PAUSE_MS, failed=False) if in_front else RELEASE
+    error, wish = _wished(error)
+    noted = _note(message, error, now_ms, limits)
     if _caused_by(error, SkipRetry):
         return Archive(noted, Reason.FAILED)
-    retry = retry_of(message, definition)
-    if not _is_failure(definition, error):
-        return RetryLater(noted, retry.delay_ms(message.retried + 1, error), failed=False)
+    retry, failures = retry_of(message, definition), message.retried + 1
+
+    def delay_ms() -> int:
+        return retry.delay_ms(failures, error, on_broken=on_broken) if wish is None else wish.delay_ms
+
+    spend = _is_failure(definition, error, on_broken) if wish is None else wish.spend
+    if not spend:
+        return RetryLater(noted, delay_ms(), failed=False)
     # After its deadline no further attempt could start, so there is none to wait for.
     too_late = message.deadline_ms is not None and message.deadline_ms <= now_ms
     if too_late or message.retried >= retry.max_retries:
         return Archive(noted, Reason.FAILED)
-    failures = message.retried + 1
-    return RetryLater(noted.copy(retried=failures), retry.delay_ms(failures, error), failed=True)
+    return RetryLater(noted.copy(retried=failures), delay_ms(), failed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a RetryAfter asks for."""
+
+    delay_ms: int
+    spend: bool
+
+
+def _wished(error: BaseException) -> tuple[BaseException, _Wish | None]:
+    """The error, and what the handler wished; a wish without meaning is an error of its own."""
+    steering = _caused_by(error, RetryAfter)
+    if steering is None:
+        return error, None
+    try:
+        return error, _Wish(duration_ms("RetryAfter.delay", steering.delay), bool(steering.spend))
+    except OptionError as meaningless:
+        meaningless.__cause__ = error
+        return meaningless, None
+
+
+def _note(message: Message, error: BaseException, now_ms: int, limits: Limits) -> Message:
+    return message.copy(
+        error=_summary(error)[: limits.error_chars],
+        traceback=_traceback(error)[-limits.error_chars :] or None,
+        failed_ms=now_ms,
+    )
 
 
 def retry_of(message: Message, definition: Definition) -> Retry:
@@ -118,16 +177,20 @@ def retention_of(message: Message, definition: Definition) -> int:
     return definition.retention_ms if message.retention_ms is None else message.retention_ms
 
 
-def _is_failure(definition: Definition, error: BaseException) -> bool:
+def _is_failure(definition: Definition, error: BaseException, on_broken: OnBroken) -> bool:
     if definition.is_failure is None:
         return True
     try:
         return bool(definition.is_failure(error))
-    except BaseException:  # noqa: BLE001  # the user's predicate is broken: the task is taken to have failed
+    except BaseException as broken:  # noqa: BLE001  # the user's predicate: the task is taken to have failed
+        on_broken("is_failure", broken)
         return True
 
 
-def _caused_by(error: BaseException, steering: type[BaseException]) -> bool:
+_S = TypeVar("_S", bound=BaseException)
+
+
+def _caused_by(error: BaseException, steering: type[_S]) -> _S | None:
     """Also when the handler wrapped it: ``raise Other from SkipRetry()``, or in an exception group."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -136,12 +199,12 @@ def _caused_by(error: BaseException, steering: type[BaseException]) -> bool:
         if cause is None or id(cause) in seen:
             continue
         if isinstance(cause, steering):
-            return True
+            return cause
         seen.add(id(cause))
         waiting.append(cause.__cause__)
         if isinstance(cause, BaseExceptionGroup):
             waiting.extend(cause.exceptions)
-    return False
+    return None
 
 
 def _summary(error: BaseException) -> str:

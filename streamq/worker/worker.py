@@ -48,6 +48,7 @@ from streamq.worker.outcome import RELEASE
 from streamq.worker.presence import Presence
 from streamq.worker.recoverer import Recoverer
 from streamq.worker.settler import Settler
+from streamq.worker.teller import Teller
 
 log = logging.getLogger("streamq.worker")
 
@@ -74,6 +75,7 @@ class Worker:
         self.queues: dict[str, QueueKeys] = {name: self.keys.queue(name) for name in config.queues}
         self.clock = ServerClock()
         self.held = Held()
+        self.teller = Teller(config.hooks)
         self._started_at = datetime.now(UTC)
         self._status = "running"
         self._quieted = asyncio.Event()
@@ -97,7 +99,7 @@ class Worker:
             self.clock,
             concurrency=config.concurrency,
             limits=config.limits,
-            on_error=config.on_error,
+            teller=self.teller,
         )
         self.fetcher = Fetcher(
             self._reading,
@@ -174,6 +176,7 @@ class Worker:
             stack.push_async_callback(self._leave)
             if self.config.lifespan is not None:
                 self.executor.state = await stack.enter_async_context(self.config.lifespan())
+            stack.push_async_callback(self.teller.aclose, _CANCEL_S)  # hooks may use what the lifespan gave
             log.info("worker started id=%s queues=%s", self.id, ",".join(self.queues))
             await self._run_components()
             log.info("worker stopped id=%s settled=%d", self.id, self.settler.settled)

@@ -14,6 +14,7 @@ from streamq.errors import (
     BatchError,
     EnqueueRateExceeded,
     QueueError,
+    RetryAfter,
     StreamQError,
     TaskError,
     TaskNotFound,
@@ -37,6 +38,8 @@ def sample(kind: type[StreamQError]) -> StreamQError:
         return kind("queue", "has a problem")
     if issubclass(kind, BatchError):
         return kind([1, TaskNotFound("q", "a", "no such task"), 2])
+    if issubclass(kind, RetryAfter):
+        return kind(1.5, "a problem", spend=False)
     return kind("a problem")
 
 
