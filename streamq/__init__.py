@@ -8,7 +8,7 @@ from streamq.client.sync_client import SyncClient
 from streamq.errors import Drop, Release, RetryAfter, SkipRetry, StreamQError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall
-from streamq.model.info import QueueInfo, TaskInfo, WorkerInfo
+from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.limits import Limits
 from streamq.model.parked import Reason
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
@@ -49,6 +49,7 @@ __all__ = [  # noqa: RUF022
     "TaskInfo",
     "QueueInfo",
     "WorkerInfo",
+    "Audit",
     # working
     "Worker",
     # errors; the whole tree is streamq.errors

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from streamq.broker import inspecting, moving, presence, steering
+from streamq.broker import auditing, inspecting, moving, presence, steering
 from streamq.broker.address import Address
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.runner import AsyncRunner
 from streamq.clock import utc_day, wall_ms
 from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound
-from streamq.model.info import QueueInfo, TaskInfo, WorkerInfo
+from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
 from streamq.model.names import check_key_name, check_task_id
 from streamq.model.states import State
@@ -138,6 +138,20 @@ class Inspector:
             raise TaskNotFound(queue, task_id, "no such task")
         if word == b"active":
             raise TaskError(queue, task_id, "is running; it can be deleted when it has ended")
+
+    async def audit(self, name: str) -> Audit:
+        """Look now for what does not fit together in a queue, and repair it or set it aside.
+
+        Workers do the same every few minutes. Raises QueueError when the queue is unknown.
+        """
+        pages = auditing.audit(await self._known(name), utc_day(wall_ms()))
+        command = next(pages)
+        while True:
+            try:
+                command = pages.send(await self._runner.run(command))
+            except StopIteration as done:
+                found: Audit = done.value
+                return found
 
     async def remove_queue(self, name: str, *, force: bool = False) -> None:
         """Remove a queue with all its keys.

@@ -91,10 +91,12 @@ if earliest then redis.pcall('PUBLISH', ARGV[9], 'due') end
 local function count(key, field, by)
   if by > 0 and type(redis.pcall('HINCRBY', key, field, by)) == 'table' then redis.pcall('HSET', key, field, by) end
 end
-if #taken > 0 then
+if #taken + vanished > 0 then
   count(stats, 'recovered', fronted + delayed)
   count(day, 'recovered', fronted + delayed)
   count(stats, 'archived', buried)
+  count(stats, 'vanished', vanished)
+  count(day, 'vanished', vanished)
   count(day, 'archived', buried)
   redis.pcall('EXPIRE', day, 7776000)
 end

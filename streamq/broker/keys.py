@@ -109,6 +109,8 @@ class QueueKeys:
     """Sorted set: cron entry id by its next tick in ms."""
     ticks: bytes
     """List: the last ticks that fired, the newest first."""
+    audited: bytes
+    """String with a TTL: the worker that audited the queue last."""
     config: bytes
     """Hash: created, limits, paused; while paused ``last:<lane letter>``, the id its group had got to."""
     producers: bytes
@@ -159,6 +161,7 @@ _SINGLE = (
     "cron",
     "cron_due",
     "ticks",
+    "audited",
     "config",
     "producers",
     "stats",

@@ -24,11 +24,16 @@ class Forwarded(NamedTuple):
     """Milliseconds until the next task is due; 0: more are due now; -1: none waits."""
     paused: int
     """1 when the queue is paused."""
+    unreadable: int
+    """Bodies that make no sense: archived with their bytes."""
 
 
 def forward(queue: QueueKeys) -> Command[Forwarded]:
     """Make tasks ready whose time has come."""
-    keys = (*_user_lanes(queue), queue.index, queue.parked, queue.scheduled, queue.retry, queue.config)
+    waiting = (queue.scheduled, queue.retry)
+    keys = (
+        *_user_lanes(queue), queue.index, queue.parked, *waiting, queue.config, queue.archived, queue.stats,
+    )  # fmt: skip
     return Command(script("forward"), keys, (FORWARD_PAGE,), lambda reply: Forwarded(*reply))
 
 

@@ -74,6 +74,23 @@ class QueueInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit of a queue found, and did about it. All 0 unless others changed the data by hand."""
+
+    vanished: int = 0
+    """Tasks of which nothing was left but their id: forgotten."""
+    repaired: int = 0
+    """Tasks that stood where no worker would have found them: put where they belong."""
+    quarantined: int = 0
+    """Bytes that belong to no task any more: kept in the archive, with the reason ``orphaned``."""
+
+    @property
+    def total(self) -> int:
+        """Everything that was found."""
+        return self.vanished + self.repaired + self.quarantined
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """One worker process by its last heartbeat."""
 

@@ -19,6 +19,8 @@ class Reason(StrEnum):
     """Its workers died too often while they ran it."""
     UNDECODABLE = "undecodable"
     """The stored bytes are no message, or a newer version's."""
+    ORPHANED = "orphaned"
+    """Its bytes were found where they belong to no task; see docs/guarantees.md, "Self-repair"."""
     EXPIRED = "expired"
     """It was not started before it expired."""
     FAILED = "failed"

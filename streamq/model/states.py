@@ -35,10 +35,12 @@ class State(StrEnum):
 
 
 class Edge(StrEnum):
-    """The ends of an edge that are not states: before a task is stored, and after it is deleted."""
+    """The ends of an edge that are not states: before a task is stored, after it is deleted, and astray."""
 
     NEW = "new"
     GONE = "gone"
+    LOST = "lost"
+    """Stored, but where nothing would find it: somebody changed the data by hand."""
 
 
 Ends = State | Edge
@@ -75,7 +77,24 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
             (State.ACTIVE, State.ARCHIVED),
         }
     ),
-    "forward": frozenset({(State.SCHEDULED, State.READY), (State.RETRY, State.READY)}),
+    "forward": frozenset(
+        {
+            (State.SCHEDULED, State.READY),
+            (State.RETRY, State.READY),
+            (State.SCHEDULED, State.ARCHIVED),
+            (State.RETRY, State.ARCHIVED),
+        }
+    ),
+    "audit_lane": frozenset({(Edge.LOST, State.READY), (Edge.LOST, State.ARCHIVED)}),
+    "audit_parked": frozenset({(Edge.LOST, State.ARCHIVED), (Edge.LOST, State.AGGREGATING)}),
+    "audit_sets": frozenset(
+        {
+            (State.SCHEDULED, Edge.GONE),
+            (State.RETRY, Edge.GONE),
+            (State.COMPLETED, Edge.GONE),
+            (State.ARCHIVED, Edge.GONE),
+        }
+    ),
     "tidy": frozenset(
         {
             (State.SCHEDULED, State.READY),

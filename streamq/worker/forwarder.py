@@ -69,6 +69,8 @@ class Forwarder:
             self._on_paused(queue.name, bool(moved.paused))
             if moved.orphans:
                 log.error("due tasks had no body any more queue=%s count=%d", queue.name, moved.orphans)
+            if moved.unreadable:
+                log.error("due tasks made no sense; archived queue=%s count=%d", queue.name, moved.unreadable)
             if moved.next_ms != 0:
                 return moved.next_ms
 

@@ -1,6 +1,7 @@
 """One worker process's components, and the order in which they start and stop.
 
-1. Quiet: the fetcher stops, and with it forwarder, recoverer, janitor and caretaker. Running handlers go on.
+1. Quiet: the fetcher stops, and with it forwarder, recoverer, janitor, auditor and caretaker. Running
+   handlers go on.
 2. Drain: the executor's handlers end. Lease keeper and presence keep running, so that nothing that
    still runs is taken for dead.
 3. At the grace deadline what still runs is cancelled and released: given back, no attempt spent.
@@ -33,6 +34,7 @@ from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
+from streamq.worker.auditor import Auditor
 from streamq.worker.caretaker import Caretaker
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
@@ -142,6 +144,7 @@ class Worker:
             archive_age_ms=config.archive_age_ms,
             archive_size=config.archive_size,
         )
+        self.auditor = Auditor(self._control, self.caretaker.tended, self.clock, worker_id=self.id)
         self.presence = Presence(
             self._control, self.keys, self.clock, self.describe, period_s=config.presence_s
         )
@@ -213,6 +216,7 @@ class Worker:
                     group.create_task(self.forwarder.run(), name="streamq-forwarder"),
                     group.create_task(self.recoverer.run(), name="streamq-recoverer"),
                     group.create_task(self.janitor.run(), name="streamq-janitor"),
+                    group.create_task(self.auditor.run(), name="streamq-auditor"),
                     group.create_task(self.caretaker.run(), name="streamq-caretaker"),
                 ]
                 await self._quieted.wait()

@@ -6,6 +6,7 @@ import pytest
 
 from streamq.broker.moving import FORWARD_PAGE
 from streamq.model.lanes import Lane
+from streamq.model.parked import Reason
 from streamq.model.states import State
 from tests.broker.stage import LONG_MS, Stage
 
@@ -96,6 +97,25 @@ def test_an_id_without_a_body_is_dropped_and_counted(stage: Stage, zset: str) ->
     assert (found.moved, found.orphans, found.next_ms) == (1, 1, -1)
     assert stage.find("orphan").state is None
     assert stage.forward().orphans == 0
+    assert stage.counters() == {"vanished": 1}
+
+
+@pytest.mark.parametrize("value", [b"", b"garbage", b":", b"n:x", b"5n:x", b"x0:x", b"f0:x"])
+@pytest.mark.parametrize("zset", ["scheduled", "retry"])
+def test_a_body_that_makes_no_sense_is_archived_with_its_bytes(stage: Stage, zset: str, value: bytes) -> None:
+    """B2: among due tasks; the others become ready."""
+    stage.enqueue("a", "b", delay_ms=LONG_MS)
+    make_due(stage, stage.queue.scheduled, "a", "b")
+    stage.redis.zadd(getattr(stage.queue, zset), {"odd": 1})
+    stage.redis.hset(stage.queue.parked, "odd", value)
+    found = stage.forward()
+    assert (found.moved, found.orphans, found.unreadable, found.next_ms) == (2, 0, 1, -1)
+    body = stage.body("odd")
+    assert body is not None
+    assert (body.reason, body.message) == (Reason.UNDECODABLE, value)
+    assert stage.find("odd").state is State.ARCHIVED
+    assert stage.counters() == {"quarantined": 1}
+    assert stage.ids(Lane.NORMAL) == ["a", "b"]
 
 
 def test_a_task_of_a_paused_queue_becomes_ready_and_the_pause_is_told(stage: Stage) -> None:
@@ -131,7 +151,7 @@ def test_a_message_with_any_bytes_comes_through(stage: Stage) -> None:
 
 
 def test_an_empty_queue_forwards_nothing_and_makes_no_key(stage: Stage) -> None:
-    assert stage.forward() == (0, 0, -1, 0)
+    assert stage.forward() == (0, 0, -1, 0, 0)
     assert stage.all_keys() == []
 
 

@@ -242,6 +242,7 @@ def test_an_entry_that_vanished_is_counted_and_forgotten(stage: Stage, dead: str
     assert (found.vanished, found.front, found.pending) == (1, 1, 0)
     assert stage.ids(Lane.FRONT) == ["kept"]
     assert stage.find("gone").orphan
+    assert stage.counters() == {"vanished": 1, "recovered": 1}
 
 
 @pytest.mark.parametrize("crash_limit", [3, 0])

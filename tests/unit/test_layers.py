@@ -51,6 +51,7 @@ COMPONENTS = {
     "scheduler",
     "janitor",
     "caretaker",
+    "auditor",
     "presence",
     "canceller",
 }

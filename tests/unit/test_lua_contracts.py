@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from streamq.broker import inspecting, limiting, moving, producing, semaphores, steering, working
+from streamq.broker import auditing, inspecting, limiting, moving, producing, semaphores, steering, working
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.scripts import script, script_names
@@ -57,6 +57,10 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "delete": [lambda queue: moving.delete(queue, "a")],
     "find": [lambda queue: inspecting.find(queue, "a")],
     "pause": [steering.pause, steering.resume],
+    "audit_lane": [lambda queue: auditing.audit_lane(queue, Lane.HIGH, DAY, b"-")],
+    "audit_index": [lambda queue: auditing.audit_index(queue, DAY, b"0 0")],
+    "audit_sets": [lambda queue: auditing.audit_sets(queue, 3, DAY, b"0")],
+    "audit_parked": [lambda queue: auditing.audit_parked(queue, DAY, b"0")],
     "forget_consumer": [lambda queue: moving.forget_consumer(queue.lanes[Lane.HIGH], "w")],
     "forget_producers": [lambda queue: moving.forget_producers(queue, 1)],
     "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", LIMITERS)])],
@@ -309,7 +313,7 @@ def test_settling_scripts_acknowledge_before_they_write(name: str) -> None:
 
 def test_reasons_that_scripts_write_are_known() -> None:
     written = {reason for name in script_names() for reason in re.findall(r"'!(\w+):'", header(name).body)}
-    assert written == {"crashed"}
+    assert written == {"crashed", "orphaned", "undecodable"}
     assert written <= set(Reason)
 
 

@@ -35,6 +35,7 @@ PUBLIC = {
     "TaskInfo",
     "QueueInfo",
     "WorkerInfo",
+    "Audit",
     "Worker",
     "StreamQError",
 }

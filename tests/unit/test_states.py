@@ -19,7 +19,13 @@ def reachable(start: Ends) -> set[Ends]:
 
 
 def test_every_state_can_be_reached_from_a_new_task() -> None:
-    assert reachable(Edge.NEW) == {*State, *Edge}
+    assert reachable(Edge.NEW) == {*State, *Edge} - {Edge.LOST}
+
+
+def test_what_is_lost_is_found_in_some_state_again() -> None:
+    """B3: nothing leads there, since only hands that change the data do."""
+    assert not [edge for edge in ALL if edge[1] is Edge.LOST]
+    assert {to for come, to in ALL if come is Edge.LOST} <= set(State)
 
 
 def test_every_state_ends_some_day() -> None:

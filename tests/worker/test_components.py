@@ -20,6 +20,7 @@ COMPONENTS: dict[str, Callable[[Worker], Run]] = {
     "forwarder": lambda worker: worker.forwarder.run,
     "recoverer": lambda worker: worker.recoverer.run,
     "janitor": lambda worker: worker.janitor.run,
+    "auditor": lambda worker: worker.auditor.run,
     "caretaker": lambda worker: worker.caretaker.run,
     "presence": lambda worker: worker.presence.run,
     "hints": lambda worker: worker.hints.run,
@@ -62,17 +63,18 @@ async def test_a_component_can_be_cancelled_after_any_number_of_turns_and_twice(
     await eventually(lambda: not asyncio.all_tasks() - before, "no task is left")
 
 
-@pytest.mark.parametrize("name", ["forwarder", "recoverer", "janitor", "presence", "caretaker"])
+@pytest.mark.parametrize("name", ["forwarder", "recoverer", "janitor", "presence", "caretaker", "auditor"])
 async def test_a_component_goes_on_after_failures(
     app: StreamQ, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass that Redis refuses is logged and tried again."""
     from streamq.errors import ReadOnly
-    from streamq.worker import forwarder, janitor, recoverer
+    from streamq.worker import auditor, forwarder, janitor, recoverer
 
     monkeypatch.setattr(forwarder, "_RETRY_S", 0.01)
     monkeypatch.setattr(recoverer, "_PASS_S", 0.01)
     monkeypatch.setattr(janitor, "_LONGEST_S", 0.01)
+    monkeypatch.setattr(auditor, "_PERIOD_S", 0.01)
     worker = make_worker(app, presence_s=0.1, care_s=0.1)
     component = getattr(worker, name)
     passes: list[int] = []
