@@ -15,6 +15,7 @@ from streamq.model.retry import Exponential, Fixed, Listed, Retry
 from streamq.model.states import State
 from streamq.task import Task
 from streamq.worker.context import TaskContext, current_task
+from streamq.worker.middleware import CallNext
 from streamq.worker.worker import Worker
 
 __version__ = "0.1.0"
@@ -31,7 +32,8 @@ __all__ = [  # noqa: RUF022
     "Fixed",
     "Listed",
     "Limits",
-    # inside a handler
+    # around and inside a handler
+    "CallNext",
     "current_task",
     "TaskContext",
     "RetryAfter",

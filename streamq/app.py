@@ -22,12 +22,14 @@ from streamq.model.durations import Duration, duration_ms
 from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
-from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate
+from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
 from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
+from streamq.worker.middleware import Middleware
 from streamq.worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M", bound=Middleware)
 
 
 class StreamQ:
@@ -64,6 +66,7 @@ class StreamQ:
         self.lifespan = lifespan
         self.hooks = Hooks(on_error, on_success, on_archive)
         self.is_failure = check_predicate(is_failure)
+        self._middleware: list[Middleware] = []
         self.tasks: dict[str, Task[..., Any]] = {}
         self.config = ClientConfig(
             namespace=namespace,
@@ -110,8 +113,9 @@ class StreamQ:
     ) -> Any:
         """Register the decorated function as a task: ``@app.task``, or ``@app.task(...)`` with options.
 
-        ``name`` is the function's module and name unless given. ``is_failure`` tells errors that
-        count as failures from those after which the task is simply tried again. The hooks are called
+        ``name`` is the function's module and name unless given; ``email:*`` stands for all types that
+        begin with ``email:`` and have no task or longer pattern of their own. ``is_failure`` tells errors
+        that count as failures from those after which the task is simply tried again. The hooks are called
         before those of the app.
 
         Raises OptionError for bad options, RegistrationError for a name that is taken.
@@ -128,7 +132,23 @@ class StreamQ:
 
     def definitions(self) -> dict[str, Definition]:
         """What a worker needs to know of each task."""
-        return {name: task.definition(self.defaults, self.is_failure) for name, task in self.tasks.items()}
+        return {
+            name: task.definition(self.defaults, is_failure=self.is_failure, middleware=self._middleware)
+            for name, task in self.tasks.items()
+        }
+
+    def middleware(self, function: M) -> M:
+        """Put a coroutine function around every run of a task; those given earlier stand further out.
+
+        It is called as ``function(context, call_next)`` and awaits ``call_next()`` for the result. What
+        it returns and raises counts as the handler's. Add it before the worker is made.
+
+        Raises RegistrationError for what is no coroutine function.
+        """
+        if not is_async(function):
+            raise RegistrationError("middleware", "must be an async function of (context, call_next)")
+        self._middleware.append(function)
+        return function
 
     # Producing
 

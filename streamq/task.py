@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from streamq.errors import RegistrationError
+from streamq.errors import OptionError, RegistrationError, UsageError
 from streamq.model.call import TaskCall
 from streamq.model.definition import Definition
 from streamq.model.durations import duration_ms
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.message import NO_TIMEOUT
-from streamq.model.names import check_name
+from streamq.model.names import STAR, check_name
 from streamq.model.options import UNSET, CallOptions, Options, Unset
 from streamq.model.retry import DEFAULT_RETRY
+from streamq.worker.middleware import Middleware
 
 if TYPE_CHECKING:
     from streamq.app import StreamQ
@@ -33,15 +34,18 @@ class BoundTask(Generic[P, R]):
         self._app = app
         self._options = options
         self.name = name
+        self._is_pattern = name.endswith(STAR)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
         """A call to be enqueued later, alone or in an ``enqueue_many``."""
+        if self._is_pattern:
+            raise UsageError("name", f"{self.name!r} is a pattern; say which task: task.named('...')")
         return TaskCall(self.name, args, kwargs, self._options)
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Enqueue the task with these arguments, through the app's open client.
 
-        Raises as Client.enqueue does, and UsageError when the app is not open.
+        Raises as Client.enqueue does, and UsageError when the app is not open or the name is a pattern.
         """
         return await self._app.client.enqueue(self.call(*args, **kwargs))
 
@@ -51,6 +55,17 @@ class BoundTask(Generic[P, R]):
         Raises OptionError for a bad option.
         """
         return BoundTask(self._app, self.name, Options.of(options).over(self._options))
+
+    def named(self, name: str) -> BoundTask[P, R]:
+        """The task under a name that its pattern takes: ``mail.named("email:welcome").enqueue(...)``.
+
+        Raises OptionError for a name that does not fit.
+        """
+        check_name("name", name)
+        prefix = self.name.removesuffix(STAR)
+        if not (name.startswith(prefix) if self._is_pattern else name == self.name):
+            raise OptionError("name", f"{name!r} does not fit {self.name!r}")
+        return BoundTask(self._app, name, self._options)
 
 
 class Task(BoundTask[P, R]):
@@ -72,18 +87,25 @@ class Task(BoundTask[P, R]):
         self.__doc__ = handler.__doc__
         self.__wrapped__ = handler
 
-    def definition(self, defaults: Options, is_failure: IsFailure | None = None) -> Definition:
+    def definition(
+        self,
+        defaults: Options,
+        *,
+        is_failure: IsFailure | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> Definition:
         """What a worker needs to know, with the app's defaults where the task says nothing."""
         options = self._options.over(defaults)
         return Definition(
             name=self.name,
             handler=self.handler,
-            is_async=_is_async(self.handler),
+            is_async=is_async(self.handler),
             retry=DEFAULT_RETRY if isinstance(options.retry, Unset) else options.retry,
             timeout_ms=_milliseconds("timeout", options.timeout, otherwise=NO_TIMEOUT),
             retention_ms=_milliseconds("retention", options.retention, otherwise=0) or 0,
             is_failure=is_failure if self.is_failure is None else self.is_failure,
             hooks=self.hooks,
+            middleware=tuple(middleware),
         )
 
     def __repr__(self) -> str:
@@ -138,23 +160,24 @@ class Decorator:
         name = self._name
         if name is None:
             name = f"{handler.__module__}.{handler.__qualname__}"
-        kind = AsyncTask if _is_async(handler) else SyncTask
-        task: Task[..., Any] = kind(
-            self._app, check_name("name", name), handler, self._options, self._is_failure, self._hooks
-        )
+        check_name("name", name)
+        if STAR in name[:-1]:
+            raise RegistrationError("name", f"{name!r}: a star may stand at the end alone, as in 'email:*'")
+        kind = AsyncTask if is_async(handler) else SyncTask
+        task: Task[..., Any] = kind(self._app, name, handler, self._options, self._is_failure, self._hooks)
         self._app.register(task)
         return task
 
 
 def check_predicate(given: Any) -> IsFailure | None:
     """The same, if it can be one. Raises RegistrationError."""
-    if given is not None and (not callable(given) or _is_async(given)):
+    if given is not None and (not callable(given) or is_async(given)):
         raise RegistrationError("is_failure", "must be a plain function: it decides, it cannot wait")
     predicate: IsFailure | None = given
     return predicate
 
 
-def _is_async(handler: Callable[..., Any]) -> bool:
+def is_async(handler: Callable[..., Any]) -> bool:
     """Also an object with an async ``__call__``."""
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 

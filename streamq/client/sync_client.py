@@ -236,6 +236,7 @@ class SyncClient:
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
+
 class _Chunk:
     """Tasks of one enqueue_many for one queue that travel together."""
 

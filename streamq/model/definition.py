@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ class Definition:
     """Errors for which it answers False are tried again without spending a retry."""
     hooks: Hooks = NO_HOOKS
     """The task's own; the app's are called after them."""
+    middleware: tuple[Callable[..., Awaitable[Any]], ...] = ()
+    """What stands around the handler, the outermost first."""
     plain: bool = field(init=False)
     """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plain", self.is_async)
+        object.__setattr__(self, "plain", self.is_async and not self.middleware)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from streamq.errors import OptionError
 from streamq.model.limits import MAX_NAME_BYTES
 
+STAR = "*"
+"""At the end of a task's name: it is a pattern, for all types that begin with what stands before."""
+
 _KEY_SYNTAX = frozenset("{}")
 
 

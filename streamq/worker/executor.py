@@ -19,7 +19,6 @@ from streamq.codec import decode_message, decode_payload, encode_result
 from streamq.errors import (
     AttemptTimeout,
     HandlerExited,
-    HandlerNotFound,
     LeaseLost,
     PayloadError,
     StoredDataError,
@@ -29,7 +28,6 @@ from streamq.model.lanes import Lane
 from streamq.model.limits import Limits
 from streamq.model.message import Message
 from streamq.model.parked import Reason
-from streamq.model.retry import DEFAULT_RETRY
 from streamq.worker.context import UNREADABLE, TaskContext, set_current
 from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.invoking import Invoke, Invoker, outlast
@@ -43,6 +41,7 @@ from streamq.worker.outcome import (
     cut_off_ms,
     retention_of,
 )
+from streamq.worker.routes import Routes, unknown
 from streamq.worker.teller import Teller, complain
 
 log = logging.getLogger("streamq.executor")
@@ -73,7 +72,7 @@ class Executor:
         limits: Limits,
         teller: Teller | None = None,
     ) -> None:
-        self._definitions = definitions
+        self._routes = Routes(definitions)
         self._settle = settler.settle
         self._held = held
         self._clock = clock
@@ -152,7 +151,7 @@ class Executor:
             log.error("task cannot be read; archived id=%s error=%s", run.entry.task_id, error)
             self._archive_unstarted(run, Archive(None, Reason.UNDECODABLE), Reason.UNDECODABLE)
             return
-        run.definition = definition = self._definitions.get(message.type) or _unknown(message.type)
+        run.definition = definition = self._routes[message.type]
         deadline_ms = message.deadline_ms
         if (message.expires_ms is not None or deadline_ms is not None) and self._too_late(run, message):
             return
@@ -184,9 +183,9 @@ class Executor:
         """The task was never started, so it has no slot in which to wait for a hook."""
         self._settle(run, outcome)
         message = run.message or UNREADABLE
-        definition = self._definitions.get(message.type) or _unknown(message.type)
+        definition = None if run.message is None else self._routes[message.type]
         if self._teller.wants("on_archive", definition):
-            context = self._context(run, message, definition)
+            context = self._context(run, message, definition or unknown(""))
             self._teller.tell_later("on_archive", context, definition, cause)
 
     async def _attempt(self, run: Run, invoke: Invoke, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -352,14 +351,3 @@ def _start_task(attempt: Any) -> asyncio.Task[None]:
         loop = asyncio.get_running_loop()
         return asyncio.Task(attempt, loop=loop, eager_start=True)  # type: ignore[call-arg, unused-ignore]
     return asyncio.create_task(attempt)
-
-
-def _unknown(name: str) -> Definition:
-    """A definition for a type nobody registered: each attempt fails; a deploy in progress loses nothing."""
-
-    async def missing(*_args: object, **_kwargs: object) -> None:
-        raise HandlerNotFound(
-            f"no handler for {name!r} in this worker; register it or route it to another queue"
-        )
-
-    return Definition(name, missing, is_async=True, retry=DEFAULT_RETRY, timeout_ms=None, retention_ms=0)

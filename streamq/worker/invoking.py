@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from streamq.model.definition import Definition
-from streamq.worker.held import Run
+from streamq.worker.held import Run, Stop
+from streamq.worker.middleware import surround
 from streamq.worker.threads import Threads
 
 Invoke = Callable[..., Awaitable[Any]]
@@ -28,6 +29,13 @@ class Invoker:
 
     def of(self, run: Run, definition: Definition) -> Invoke:
         """What the executor awaits in place of the handler, for definitions that are not ``plain``."""
+        call = self._bare(run, definition)
+        if not definition.middleware:
+            return call
+        return surround(definition.middleware, partial(_until_ended, run, call))
+
+    def _bare(self, run: Run, definition: Definition) -> Invoke:
+        """The handler with nothing around it."""
         if definition.is_async:
             return definition.handler
         return partial(self._in_thread, run, definition.handler)
@@ -37,6 +45,29 @@ class Invoker:
         run.outliving = thread = self._threads.submit(lambda: context.run(handler, *args, **kwargs))
         # Shielded: a thread cannot be cancelled, and what it comes to must not be thrown away.
         return await asyncio.shield(thread)
+
+
+async def _until_ended(run: Run, call: Invoke, *args: Any, **kwargs: Any) -> Any:
+    """A call that ends no sooner than what it cannot cancel: what stands around it is still needed there.
+
+    After a shutdown what the work came to counts, as it does where nothing stands around it.
+    """
+    try:
+        result = await call(*args, **kwargs)
+    except asyncio.CancelledError as cancelled:
+        work = run.outliving
+        if work is None:
+            raise
+        await outlast(work)
+        if run.stop is Stop.SHUTDOWN:
+            result = work.result()  # its error, if it has one, the executor finds in ``outliving``
+        else:
+            run.outliving = None
+            cancelled.__cause__ = work.exception()
+            raise
+    # From here on the run ends as what stands around decides.
+    run.outliving = None
+    return result
 
 
 async def outlast(work: asyncio.Future[Any]) -> None:

@@ -19,6 +19,7 @@ PUBLIC = {
     "Fixed",
     "Listed",
     "Limits",
+    "CallNext",
     "current_task",
     "TaskContext",
     "RetryAfter",
