@@ -1,6 +1,7 @@
-"""Audits queues every few minutes: what others broke by hand is repaired or set aside, and said loudly.
+"""Audits and sweeps queues every few minutes.
 
-Of all workers that look after a queue one does it in each period; who, decides a key in Redis.
+What others broke by hand is repaired or set aside, and said loudly; what stood beside tasks that have
+ended goes. Of all workers that look after a queue one does it in each period; who, decides a key in Redis.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from typing import Any, TypeVar
 
 from streamq.broker import auditing
+from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
 from streamq.broker.runner import AsyncRunner
+from streamq.broker.sweeping import sweep
 from streamq.clock import ServerClock, utc_day
 from streamq.errors import ServerError
-from streamq.model.info import Audit
 from streamq.worker.complaints import Complaints
 from streamq.worker.rounds import each
+
+T = TypeVar("T")
 
 log = logging.getLogger("streamq.auditor")
 
@@ -59,24 +64,27 @@ class Auditor:
         period_ms = int(_PERIOD_S * 1000)
         if not await self._runner.run(auditing.claim(queue, self._worker_id, period_ms)):
             return 0
-        found = await self._walk(queue)
+        now_ms = self._clock.now_ms()
+        found = await self._walk(auditing.audit(queue, utc_day(now_ms)))
         if found.total:
             log.error(
                 "the data of a queue did not fit together "
                 "queue=%s vanished=%d repaired=%d quarantined=%d",
                 queue.name, found.vanished, found.repaired, found.quarantined,
             )  # fmt: skip
+        swept = await self._walk(sweep(queue, now_ms))
+        if any(swept):
+            log.info("swept what tasks had left queue=%s freed=%d woken=%d outdated=%d", queue.name, *swept)
         return found.total
 
-    async def _walk(self, queue: QueueKeys) -> Audit:
-        pages = auditing.audit(queue, utc_day(self._clock.now_ms()))
-        command, sent = next(pages), 0
+    async def _walk(self, steps: Generator[Command[Any], Any, T]) -> T:
+        command, sent = next(steps), 0
         while True:
-            page = await self._runner.run(command)
+            reply = await self._runner.run(command)
             sent += 1
             try:
-                command = pages.send(page)
+                command = steps.send(reply)
             except StopIteration as done:
-                found: Audit = done.value
-                return found
+                brought: T = done.value
+                return brought
             await asyncio.sleep(_CALM_S if sent < _CALM_PAGES else _BUSY_S)

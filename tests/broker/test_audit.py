@@ -18,21 +18,11 @@ from streamq.model.info import Audit
 from streamq.model.lanes import LANES, Lane
 from streamq.model.parked import Reason
 from streamq.model.states import State
+from tests.broker.driving import audit
 from tests.broker.stage import DAY, Stage
 
 NOTHING = Audit()
 ZSETS = ("scheduled", "retry", "completed", "archived")
-
-
-def audit(stage: Stage) -> Audit:
-    pages = auditing.audit(stage.queue, DAY)
-    command = next(pages)
-    while True:
-        try:
-            command = pages.send(stage.run(command))
-        except StopIteration as done:
-            found: Audit = done.value
-            return found
 
 
 def every_state(stage: Stage) -> None:
