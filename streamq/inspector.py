@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from streamq.broker import auditing, inspecting, moving, presence, steering
+from streamq.broker import auditing, inspecting, limiting, moving, presence, producing, steering
 from streamq.broker.address import Address
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
@@ -158,17 +158,21 @@ class Inspector:
 
         Raises QueueError when tasks run, and when it is not empty unless ``force`` is given.
         """
-        info = await self.queue(name)
-        if info.active:
-            raise QueueError(name, f"{info.active} tasks are running; stop the workers first")
-        if info.size and not force:
-            raise QueueError(name, f"has {info.size} tasks; give force=True to delete them with it")
-        queue = self.keys.queue(name)
+        queue = await self._known(name)
         day_ms = 86_400_000
         days = [utc_day(wall_ms() + day_ms - back * day_ms) for back in range(_DAYS_KEPT)]
-        commands = [steering.unlink((*queue.every, *(queue.stats_of(day) for day in days)))]
-        _checked(await self._runner.run_all(commands))
+        removed = steering.Removed(b"changed", 0)
+        while removed.word == b"changed":
+            limiters = await self._runner.run(limiting.limiter_names(queue, 0, -1))
+            removed = await self._runner.run(steering.remove(queue, days, limiters, force=force))
+        if removed.word == b"active":
+            raise QueueError(name, f"{removed.tasks} tasks are running; stop the workers first")
+        if removed.word == b"full":
+            raise QueueError(name, f"has {removed.tasks} tasks; give force=True to delete them with it")
         await self._runner.run(steering.unregister(self.keys.queues, name))
+        # Whoever enqueues from now on registers the queue anew; for one who did in between that is done here.
+        if await self._runner.run(steering.has_content(queue)):
+            await self._runner.run(producing.register(self.keys.queues, name))
 
     async def _known(self, name: str) -> QueueKeys:
         queue = self.keys.queue(check_key_name("queue", name))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
 from streamq.broker.scripts import script
@@ -17,9 +20,31 @@ def resume(queue: QueueKeys) -> Command[bytes]:
     return Command(script("pause"), _pause_keys(queue), ("resume", queue.hints), bytes)
 
 
-def unlink(keys: tuple[bytes, ...]) -> Command[int]:
-    """Delete keys of one queue; Redis frees their memory in the background."""
-    return Command(None, keys, ("UNLINK", *keys), int)
+class Removed(NamedTuple):
+    """The answer to a removal."""
+
+    word: bytes
+    """ok; active, full (refused); changed (ask again)."""
+    tasks: int
+    """Removed, or in the way."""
+
+
+def remove(
+    queue: QueueKeys, days: Iterable[str], limiters: Sequence[str], *, force: bool
+) -> Command[Removed]:
+    """Remove every key of the queue, also those of these days and limiters, unless tasks are active."""
+    zsets = (queue.scheduled, queue.retry, queue.completed, queue.archived, queue.aggregating)
+    first = (*queue.lanes.values(), *zsets, queue.limiters)
+    dynamic = (key for name in limiters for key in (queue.limiter(name), queue.turn(name)))
+    other = dict.fromkeys((*queue.every, *map(queue.stats_of, days), *dynamic))
+    keys = (*first, *(key for key in other if key not in first))
+    args = (int(force), len(limiters))
+    return Command(script("remove"), keys, args, lambda reply: Removed(*reply))
+
+
+def has_content(queue: QueueKeys) -> Command[bool]:
+    """Whether somebody has enqueued into the queue since it was removed."""
+    return Command(None, (queue.config,), ("HEXISTS", queue.config, "created"), bool)
 
 
 def unregister(registry: bytes, queue: str) -> Command[int]:

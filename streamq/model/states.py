@@ -104,6 +104,16 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
         }
     ),
     "purge": frozenset({(State.COMPLETED, Edge.GONE), (State.ARCHIVED, Edge.GONE)}),
+    "remove": frozenset(
+        {
+            (State.READY, Edge.GONE),
+            (State.SCHEDULED, Edge.GONE),
+            (State.RETRY, Edge.GONE),
+            (State.AGGREGATING, Edge.GONE),
+            (State.COMPLETED, Edge.GONE),
+            (State.ARCHIVED, Edge.GONE),
+        }
+    ),
     "delete": frozenset(
         {
             (State.READY, Edge.GONE),

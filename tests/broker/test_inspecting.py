@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from streamq.broker import producing
+from streamq.broker import producing, steering
 from streamq.broker.address import Address
+from streamq.broker.command import Command
+from streamq.broker.producing import GroupRule
 from streamq.clock import utc_day, wall_ms
 from streamq.errors import OptionError, QueueError, TaskError, TaskNotFound
 from streamq.inspector import Inspector
 from streamq.model.lanes import Lane
 from streamq.model.states import State
-from tests.broker.stage import DAY, Stage
+from tests.broker.locks import enqueue
+from tests.broker.stage import DAY, LONG_MS, Stage
 from tests.broker.test_delete import every_state
 
 
@@ -113,18 +116,25 @@ async def test_deleting_tells_what_was_wrong(stage: Stage, inspector: Inspector)
 
 
 async def test_removing_a_queue_leaves_no_key_of_it(stage: Stage, inspector: Inspector) -> None:
-    """B18, A116: every state, every counter, every lane; found out by SCAN. The other queue stays."""
+    """B18, B36, A116: every state, counter, lane and limiter; found out by SCAN. The other queue stays."""
     stage.consistent = False  # there is nothing left to check
     register(stage)
     every_state(stage)
     stage.redis.hset(stage.queue.stats_of(utc_day(wall_ms() - 90 * 86_400_000)), "processed", 1)
     stage.pause()
+    for key in set(stage.queue.every) - set(stage.all_keys()):
+        stage.redis.set(key, "whatever stands beside tasks")
+    for name in ("c0:one", "b0:two"):
+        stage.redis.set(stage.queue.limiter(name), "counts")
+        stage.redis.set(stage.queue.turn(name), "a turn")
+    stage.redis.delete(stage.queue.limiters)
+    stage.redis.zadd(stage.queue.limiters, {"c0:one": 1, "b0:two": 2**53})
     other = stage.beside("other")
     register(other)
     other.enqueue("kept")
     made = [key for key in stage.all_keys() if b"{default}" in key]
-    assert set(stage.queue.every) - {stage.queue.lanes[Lane.HIGH]} <= set(made)
-    with pytest.raises(QueueError, match="force"):
+    assert set(stage.queue.every) <= set(made)
+    with pytest.raises(QueueError, match="has 6 tasks; give force=True to delete them with it"):
         await inspector.remove_queue("default")
     assert [key for key in stage.all_keys() if b"{default}" in key] == made
     await inspector.remove_queue("default", force=True)
@@ -145,3 +155,53 @@ async def test_a_queue_whose_tasks_run_cannot_be_removed(stage: Stage, inspector
     stage.complete(entry)
     await inspector.remove_queue("default")
     assert stage.all_keys() == []
+
+
+async def test_a_removed_queue_keeps_no_lock(stage: Stage, inspector: Inspector) -> None:
+    """B36: the same unique task can be enqueued again at once."""
+    register(stage)
+    enqueue(stage, "a")
+    enqueue(stage, "member", key="other", group=GroupRule("t", "g", LONG_MS))
+    assert enqueue(stage, "b") == [b"duplicate:a"]
+    with pytest.raises(QueueError, match="has 2 tasks"):
+        await inspector.remove_queue("default")
+    await inspector.remove_queue("default", force=True)
+    assert stage.all_keys() == []
+    assert enqueue(stage, "b") == [b"ready"]
+    assert enqueue(stage, "c", key="other") == [b"ready"]
+
+
+def test_a_task_that_starts_first_is_not_removed(stage: Stage) -> None:
+    """B18: what is looked at and what is removed is one step, so that no worker can start in between."""
+    stage.enqueue("a")
+    [entry] = stage.fetch()
+    before = stage.dump()
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=True)) == (b"active", 1)
+    assert stage.dump() == before
+    stage.release(entry)
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=False)) == (b"full", 1)
+    stage.redis.zadd(stage.queue.limiters, {"c0:new": 2**53})
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=True)) == (b"changed", 1)
+    assert stage.find("a").state is State.READY
+    assert stage.run(steering.remove(stage.queue, [DAY], ["c0:new"], force=True)) == (b"ok", 1)
+    assert stage.all_keys() == []
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=False)) == (b"ok", 0)
+
+
+async def test_who_enqueues_during_the_removal_finds_the_queue_registered(
+    stage: Stage, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B18: between the last key and the registry."""
+    register(stage)
+    stage.enqueue("old")
+    unregister = steering.unregister
+
+    def meanwhile(registry: bytes, queue: str) -> Command[int]:
+        assert stage.all_keys() == [stage.keys.queues]
+        stage.enqueue("new")
+        return unregister(registry, queue)
+
+    monkeypatch.setattr(steering, "unregister", meanwhile)
+    await inspector.remove_queue("default", force=True)
+    assert await inspector.queues() == ["default"]
+    assert (await inspector.task("default", "new")).state is State.READY

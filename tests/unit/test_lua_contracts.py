@@ -57,6 +57,7 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "delete": [lambda queue: moving.delete(queue, "a")],
     "find": [lambda queue: inspecting.find(queue, "a")],
     "pause": [steering.pause, steering.resume],
+    "remove": [lambda queue: steering.remove(queue, [DAY], ["c0:a"], force=True)],
     "audit_lane": [lambda queue: auditing.audit_lane(queue, Lane.HIGH, DAY, b"-")],
     "audit_index": [lambda queue: auditing.audit_index(queue, DAY, b"0 0")],
     "audit_sets": [lambda queue: auditing.audit_sets(queue, 3, DAY, b"0")],
@@ -187,6 +188,8 @@ def test_the_builders_pass_the_keys_that_the_header_declares(name: str) -> None:
                 assert last == ["stats", DAY]
             elif declared == "limit":
                 assert last[0] in {"limit", "turn"}
+            elif declared == "other":
+                assert key in QUEUE.every or last[0] in {"stats", "limit", "turn"}
             elif declared == "semaphore":
                 assert key == Keys("ns").semaphore(QUEUE.name)
             else:
@@ -253,7 +256,7 @@ def test_the_native_commands_stay_in_one_slot_too() -> None:
         working.read_own(Lane.LOW, QUEUE.lanes[Lane.LOW], "w", b"0"),
         working.extend(QUEUE.lanes[Lane.LOW], "w", [b"1-1"]),
         working.make_group(QUEUE.lanes[Lane.LOW]),
-        steering.unlink(QUEUE.every),
+        steering.has_content(QUEUE),
         *inspecting.lane_lengths(QUEUE),
         *inspecting.pending_counts(QUEUE),
         *inspecting.cardinalities(QUEUE),
