@@ -11,11 +11,12 @@
 -- ARGV[2] count – limiters of this call
 -- ARGV[3...] four per limiter: name, kind, and two numbers: c, limit, 0 (concurrency); b, us per token, burst (token
 --         bucket); w, limit, us (sliding window). Then per task: token, how many limiters it has, which ones
--- RETURNS one number per task: 0 when it may start, else ms to wait; -1 when it waits for others to end
+-- RETURNS one number per task: 0 when it may start, else ms to wait; below 0 when it waits for others to end, and nobody
+--         knows for how long: then its turn to ask again comes after that many ms at the soonest
 -- COST about 8 us per task and limiter, 4 us per token looked after; at most 100 tasks a call, held by the caller
 local lanes = {f = KEYS[1], h = KEYS[2], n = KEYS[3], l = KEYS[4]}
 local limiters, longest, count = KEYS[5], ARGV[1] * 1000, tonumber(ARGV[2])
-local seen, page, kept = 1000, 50, 2592000000
+local seen, page, kept, pace = 1000, 50, 2592000000, 5000
 
 -- After a write that needs no memory Redis lets the others pass when memory is full: only running tasks make room.
 redis.call('ZREM', limiters, '')
@@ -92,9 +93,11 @@ local function take(rule, token)
 end
 
 -- Tasks that wait for the same limit get turns one after the other: else all would come back for the one next token.
--- A turn is a time to ask again, not a right to start.
+-- A turn is a time to ask again, not a right to start. For those that wait for others to end it is a bound on how often
+-- Redis is asked, however many wait.
 local function promise(rule, wait)
-  local key, apart = rule.turn, rule.kind == 'b' and rule.a or rule.b / rule.a
+  local key, apart = rule.turn, rule.b / rule.a
+  if rule.kind == 'b' then apart = rule.a elseif rule.kind == 'c' then apart = pace / rule.a end
   local mine = math.max((tonumber(redis.call('GET', key) or 0)) + apart, us + wait) - us
   if mine >= longest then return longest end
   local ms = math.ceil(mine / 1000) + 1
@@ -106,17 +109,19 @@ end
 local answers = {}
 while at <= #ARGV do
   local token, last = ARGV[at], at + 1 + ARGV[at + 1]
-  local answer = 0
+  local answer, others = 0, 0
   for i = at + 2, last do
     local rule = rules[tonumber(ARGV[i])]
     local wait = wait_of(rule)
     if wait > 0 then
       answer = math.max(answer, math.ceil(promise(rule, wait) / 1000))
-    elseif wait < 0 and answer == 0 then
-      answer = -1
+    elseif wait < 0 then
+      others = math.max(others, 1, math.ceil(promise(rule, 0) / 1000))
     end
   end
-  if answer == 0 then
+  if answer == 0 and others > 0 then
+    answer = -others
+  elseif answer == 0 then
     for i = at + 2, last do take(rules[tonumber(ARGV[i])], token) end
   end
   answers[#answers + 1] = answer

@@ -23,12 +23,9 @@ MAX_GIVEN_BACK = 500
 LONGEST_WAIT_MS = 300_000
 """What a task is told to wait at most. No turn further off is promised: those before may not need theirs."""
 
-WAITS_FOR_OTHERS = -1
-"""The answer for a task that has to wait until another one ends."""
 
-
-class Limiter(NamedTuple):
-    """One counter in Redis, and the limit that it is held to."""
+class Rule(NamedTuple):
+    """One limiter in Redis, and the limit that it is held to."""
 
     name: str
     kind: str
@@ -36,8 +33,8 @@ class Limiter(NamedTuple):
     second: int
 
     @classmethod
-    def of(cls, name: str, limit: RunLimit) -> Limiter:
-        """The counter of that name for this limit."""
+    def of(cls, name: str, limit: RunLimit) -> Rule:
+        """The limiter of that name for this limit."""
         match limit:
             case Concurrency():
                 return cls(name, "c", limit.limit, 0)
@@ -50,10 +47,10 @@ class Limiter(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One task that wants to start, and every limiter that must let it."""
+    """One task that wants to start, and every rule that must let it."""
 
     token: bytes
-    limiters: Sequence[Limiter]
+    rules: Sequence[Rule]
 
 
 def token(entry: Entry) -> bytes:
@@ -62,24 +59,27 @@ def token(entry: Entry) -> bytes:
 
 
 def admit(queue: QueueKeys, asks: Sequence[Ask]) -> Command[list[int]]:
-    """Ask for several tasks. Answers per task 0 when it may start, ms to wait, or WAITS_FOR_OTHERS."""
-    places: dict[Limiter, int] = {}
+    """Ask for several tasks. Answers per task 0 when it may start, else how many ms to wait.
+
+    Below 0: it waits for another task to end, which may take longer than the number says.
+    """
+    places: dict[Rule, int] = {}
     tasks: list[Word] = []
     for ask in asks:
-        tasks += (ask.token, len(ask.limiters))
-        tasks += (places.setdefault(limiter, len(places) + 1) for limiter in ask.limiters)
+        tasks += (ask.token, len(ask.rules))
+        tasks += (places.setdefault(rule, len(places) + 1) for rule in ask.rules)
     keys = [queue.lanes[lane] for lane in (Lane.FRONT, Lane.HIGH, Lane.NORMAL, Lane.LOW)]
     keys.append(queue.limiters)
-    for limiter in places:
-        keys += limiter_keys(queue, limiter.name)
-    rules: list[Word] = [str(word) for limiter in places for word in limiter]
+    for rule in places:
+        keys += limiter_keys(queue, rule.name)
+    rules: list[Word] = [str(word) for rule in places for word in rule]
     return Command(script("admit"), tuple(keys), (LONGEST_WAIT_MS, len(places), *rules, *tasks), list)
 
 
 def give_back(queue: QueueKeys, tokens: Iterable[tuple[str, bytes]]) -> Command[int]:
     """Give tokens back: pairs of the limiter's name and the token. Answers how many were held."""
     pairs = list(tokens)
-    keys = (queue.limiters, *(queue.limiter(name) for name, _ in pairs))
+    keys = (queue.limiters, *(key for name, _ in pairs for key in limiter_keys(queue, name)))
     return Command(script("give_back"), keys, [word for pair in pairs for word in pair], int)
 
 

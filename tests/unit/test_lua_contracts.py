@@ -30,9 +30,9 @@ OTHER: QueueKeys = Keys("ns").queue("other")
 DAY = "20260102"
 SETTLED = [working.Settle((b"1-1", b"a", 1, 1, b"n0:m"))]
 
-LIMITERS = [
-    limiting.Limiter.of("c0:a", Concurrency(1)),
-    limiting.Limiter.of("w0:a", SlidingWindow(1, per=1)),
+RULES = [
+    limiting.Rule.of("c0:a", Concurrency(1)),
+    limiting.Rule.of("w0:a", SlidingWindow(1, per=1)),
 ]
 
 # Every way in which the package calls a script: all builders, on a queue.
@@ -64,7 +64,7 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "audit_parked": [lambda queue: auditing.audit_parked(queue, DAY, b"0")],
     "forget_consumer": [lambda queue: moving.forget_consumer(queue.lanes[Lane.HIGH], "w")],
     "forget_producers": [lambda queue: moving.forget_producers(queue, 1)],
-    "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", LIMITERS)])],
+    "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", RULES)])],
     "give_back": [lambda queue: limiting.give_back(queue, [("c0:a", b"n1-1"), ("c0:b", b"n1-1")])],
     "acquire": [lambda queue: semaphores.acquire(Keys("ns").semaphore(queue.name), "t", 1, 1)],
     "renew": [lambda queue: semaphores.renew(Keys("ns").semaphore(queue.name), "t", 1)],

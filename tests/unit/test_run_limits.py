@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamq.broker.limiting import Limiter
+from streamq.broker.limiting import Rule
 from streamq.errors import OptionError
 from streamq.model.run_limits import (
     MAX_LIMITS,
@@ -145,9 +145,9 @@ def test_a_wrapped_handlers_arguments_are_known() -> None:
 
 
 def test_a_bucket_is_counted_in_microseconds_per_token() -> None:
-    assert Limiter.of("x", TokenBucket(rate=3, burst=7)) == ("x", "b", 333333.333, 7)
-    assert Limiter.of("x", TokenBucket(rate=2, per=timedelta(minutes=1))) == ("x", "b", 30_000_000, 1)
+    assert Rule.of("x", TokenBucket(rate=3, burst=7)) == ("x", "b", 333333.333, 7)
+    assert Rule.of("x", TokenBucket(rate=2, per=timedelta(minutes=1))) == ("x", "b", 30_000_000, 1)
 
 
 def test_a_window_is_counted_in_microseconds() -> None:
-    assert Limiter.of("x", SlidingWindow(9, per=0.5)) == ("x", "w", 9, 500_000)
+    assert Rule.of("x", SlidingWindow(9, per=0.5)) == ("x", "w", 9, 500_000)

@@ -1,0 +1,171 @@
+"""Asks whether a task may start, by the limits of its type, before its handler is called.
+
+Limits of this worker alone are counted here; the others in Redis, where one call asks for all tasks
+that came meanwhile. A task that may not start is not kept waiting in its slot: it is put back.
+Whatever goes wrong while asking counts as "not now", so no outage lets tasks run unlimited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+from streamq.broker.keys import QueueKeys
+from streamq.broker.limiting import MAX_ADMIT_TASKS, Ask, Rule, admit, token
+from streamq.broker.runner import AsyncRunner
+from streamq.codec import encode_key
+from streamq.errors import ServerError
+from streamq.model.definition import Definition
+from streamq.model.run_limits import Concurrency, RunLimit, key_reader, limiter_names
+from streamq.worker.complaints import Complaints
+from streamq.worker.held import Run, Stop
+from streamq.worker.outcome import NotAdmitted
+
+log = logging.getLogger("streamq.limiter")
+
+_OUTAGE_MS = 1000
+"""How soon at most a task comes back for which Redis could not be asked."""
+
+_Reader = Callable[[Sequence[Any], Mapping[str, Any]], object]
+_Waiting = tuple[Ask, "asyncio.Future[int]"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """One limit of a task type."""
+
+    name: str
+    limit: RunLimit
+    read_key: _Reader | None
+
+    @property
+    def here(self) -> bool:
+        """It counts in this worker alone."""
+        return isinstance(self.limit, Concurrency) and self.limit.scope == "worker"
+
+    def name_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """What counts these arguments. The key's value is stored as a digest: it may be personal, or long."""
+        if self.read_key is None:
+            return self.name
+        return f"{self.name}:{blake2b(encode_key(self.read_key(args, kwargs)), digest_size=12).hexdigest()}"
+
+
+class Limiter:
+    """The limits of all task types in one worker. Lives on one event loop."""
+
+    def __init__(self, runner: AsyncRunner) -> None:
+        self._runner = runner
+        self._limits: dict[str, list[_Limit]] = {}
+        self._running_here: Counter[str] = Counter()
+        self._waiting: dict[QueueKeys, list[_Waiting]] = {}
+        self._asking: set[QueueKeys] = set()
+        self._complaints = Complaints(log)
+        self.asked = 0
+        """Calls to Redis."""
+
+    async def admit(
+        self, run: Run, definition: Definition, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[str]:
+        """Return when the task may start; what it returns is handed to ``leave`` when its handler has ended.
+
+        Raises NotAdmitted, and whatever the user's key function raises.
+        """
+        here: list[str] = []
+        rules: list[Rule] = []
+        for limit in self._of(definition):
+            name = limit.name_for(args, kwargs)
+            if not limit.here:
+                rules.append(Rule.of(name, limit.limit))
+            elif self._running_here[name] >= limit.limit.limit:  # type: ignore[union-attr]  # a Concurrency
+                raise NotAdmitted(0)
+            else:
+                here.append(name)
+        self._running_here.update(here)
+        try:
+            if rules:
+                await self._ask(run, rules)
+        except BaseException:
+            self.leave(here)
+            raise
+        return here
+
+    def leave(self, names: list[str]) -> None:
+        """A handler has ended: its places in this worker are free."""
+        for name in names:
+            self._running_here[name] -= 1
+            if not self._running_here[name]:
+                del self._running_here[name]
+
+    def _of(self, definition: Definition) -> list[_Limit]:
+        limits = self._limits.get(definition.name)
+        if limits is None:
+            limits = self._limits[definition.name] = [
+                _Limit(name, limit, None if limit.key is None else key_reader(limit.key, definition.handler))
+                for name, limit in zip(
+                    limiter_names(definition.name, definition.limits), definition.limits, strict=True
+                )
+            ]
+        return limits
+
+    # Asking
+
+    async def _ask(self, run: Run, rules: list[Rule]) -> None:
+        mine = token(run.entry)
+        # Noted before the answer: a token that was taken while nobody listened is given back as well.
+        run.tokens = [(rule.name, mine) for rule in rules if rule.kind == "c"]
+        try:
+            wait_ms = await self._submit(run.source.queue, Ask(mine, rules))
+        except ServerError as error:
+            self._complaints.note("cannot ask whether tasks may start", error)
+            raise NotAdmitted(_OUTAGE_MS) from error
+        except asyncio.CancelledError:
+            if run.stop is Stop.TIMEOUT:
+                # The time went by before the handler was called. That is no failure of the task.
+                raise NotAdmitted(_OUTAGE_MS) from None
+            raise
+        self._complaints.clear()
+        if wait_ms:
+            run.tokens = []
+            raise NotAdmitted(abs(wait_ms), known=wait_ms > 0)
+
+    def _submit(self, queue: QueueKeys, ask: Ask) -> asyncio.Future[int]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[int] = loop.create_future()
+        self._waiting.setdefault(queue, []).append((ask, answer))
+        if queue not in self._asking:
+            self._asking.add(queue)
+            # Not at once: tasks that were fetched together are started together, and ask in one call.
+            loop.call_soon(self._send, queue)
+        return answer
+
+    def _send(self, queue: QueueKeys) -> None:
+        """Ask for those that wait. While this call is in flight the next ones gather."""
+        waiting = [item for item in self._waiting.pop(queue, ()) if not item[1].done()]
+        batch, rest = waiting[:MAX_ADMIT_TASKS], waiting[MAX_ADMIT_TASKS:]
+        if rest:
+            self._waiting[queue] = rest
+        if not batch:
+            self._asking.discard(queue)
+            return
+        self.asked += 1
+        reply = self._runner.post(admit(queue, [ask for ask, _ in batch]))
+        reply.add_done_callback(partial(self._answer, queue, batch))
+
+    def _answer(self, queue: QueueKeys, batch: list[_Waiting], reply: asyncio.Future[list[int]]) -> None:
+        error = None if reply.cancelled() else reply.exception()
+        for place, (_, answer) in enumerate(batch):
+            if answer.done():
+                continue
+            if reply.cancelled():
+                answer.cancel()
+            elif error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(reply.result()[place])
+        self._send(queue)
