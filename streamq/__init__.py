@@ -12,6 +12,7 @@ from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.limits import Limits
 from streamq.model.parked import Reason
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
+from streamq.model.run_limits import Concurrency, SlidingWindow, TokenBucket
 from streamq.model.states import State
 from streamq.task import Task
 from streamq.worker.context import TaskContext, current_task
@@ -32,6 +33,9 @@ __all__ = [  # noqa: RUF022
     "Fixed",
     "Listed",
     "Limits",
+    "Concurrency",
+    "TokenBucket",
+    "SlidingWindow",
     # around and inside a handler
     "CallNext",
     "current_task",

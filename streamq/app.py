@@ -22,6 +22,7 @@ from streamq.model.durations import Duration, duration_ms
 from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
+from streamq.model.run_limits import RunLimit, check_limits
 from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
 from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
 from streamq.worker.middleware import Middleware
@@ -97,6 +98,7 @@ class StreamQ:
         on_error: OnError | None = None,
         on_success: OnSuccess | None = None,
         on_archive: OnArchive | None = None,
+        limits: Iterable[RunLimit] = (),
         **options: Unpack[TaskOptions],
     ) -> Decorator: ...
     def task(  # type: ignore[misc]  # mypy does not match a TypedDict's keywords with themselves here
@@ -109,6 +111,7 @@ class StreamQ:
         on_error: OnError | None = None,
         on_success: OnSuccess | None = None,
         on_archive: OnArchive | None = None,
+        limits: Iterable[RunLimit] = (),
         **options: Unpack[TaskOptions],
     ) -> Any:
         """Register the decorated function as a task: ``@app.task``, or ``@app.task(...)`` with options.
@@ -116,12 +119,14 @@ class StreamQ:
         ``name`` is the function's module and name unless given; ``email:*`` stands for all types that
         begin with ``email:`` and have no task or longer pattern of their own. ``is_failure`` tells errors
         that count as failures from those after which the task is simply tried again. The hooks are called
-        before those of the app.
+        before those of the app. ``limits`` say how many may run at once, or start in a time; a task that
+        they do not let start is put back.
 
         Raises OptionError for bad options, RegistrationError for a name that is taken.
         """
         hooks = Hooks(on_error, on_success, on_archive)
-        decorator = Decorator(self, name, Options.of(options, TASK_OPTION_NAMES), is_failure, hooks)
+        checked = Options.of(options, TASK_OPTION_NAMES)
+        decorator = Decorator(self, name, checked, is_failure, hooks, check_limits(limits))
         return decorator if handler is None else decorator(handler)
 
     def register(self, task: Task[..., Any]) -> None:

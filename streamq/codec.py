@@ -67,6 +67,13 @@ def decode_result(stored: bytes) -> Any:
     return _load(stored)
 
 
+def encode_key(value: object, field: str) -> bytes:
+    """CBOR in which equal values have equal bytes, for what tasks are told apart by. Raises PayloadError."""
+    if type(value) not in _ATOMS:
+        _Walk(DEFAULT_LIMITS).check(value, field, DEFAULT_LIMITS.depth)
+    return _dump(value, field, canonical=True)
+
+
 def encode_message(message: Message) -> bytes:
     """The message as it is stored."""
     return cbor2.dumps(message.stored)
@@ -131,9 +138,9 @@ def _head(major: int, length: int) -> bytes:
 _SHORT_HEADS = [bytes((first,)) for first in range(256)]
 
 
-def _dump(value: object, field: str, index: int | None = None) -> bytes:
+def _dump(value: object, field: str, index: int | None = None, *, canonical: bool = False) -> bytes:
     try:
-        return cbor2.dumps(value)
+        return cbor2.dumps(value, canonical=canonical)
     except (cbor2.CBOREncodeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         # The text of the cause may show the value, so only its class is named.
         path = field if index is None else f"{field}[{index}]"

@@ -15,6 +15,7 @@ from streamq.model.message import NO_TIMEOUT
 from streamq.model.names import STAR, check_name
 from streamq.model.options import UNSET, CallOptions, Options, Unset
 from streamq.model.retry import DEFAULT_RETRY
+from streamq.model.run_limits import RunLimit, key_reader
 from streamq.worker.middleware import Middleware
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ class Task(BoundTask[P, R]):
         options: Options,
         is_failure: IsFailure | None = None,
         hooks: Hooks = NO_HOOKS,
+        limits: tuple[RunLimit, ...] = (),
     ) -> None:
         super().__init__(app, name, options)
         self.handler = handler
         self.is_failure = check_predicate(is_failure)
         self.hooks = hooks
+        self.limits = limits
         self.__doc__ = handler.__doc__
         self.__wrapped__ = handler
 
@@ -106,6 +109,7 @@ class Task(BoundTask[P, R]):
             is_failure=is_failure if self.is_failure is None else self.is_failure,
             hooks=self.hooks,
             middleware=tuple(middleware),
+            limits=self.limits,
         )
 
     def __repr__(self) -> str:
@@ -140,12 +144,14 @@ class Decorator:
         options: Options,
         is_failure: IsFailure | None,
         hooks: Hooks,
+        limits: tuple[RunLimit, ...],
     ) -> None:
         self._app = app
         self._name = name
         self._options = options
         self._is_failure = is_failure
         self._hooks = hooks
+        self._limits = limits
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
@@ -154,7 +160,7 @@ class Decorator:
     @overload
     def __call__(self, handler: Callable[P, R]) -> SyncTask[P, R]: ...
     def __call__(self, handler: Callable[..., Any]) -> Task[..., Any]:
-        """Register the handler. Raises RegistrationError."""
+        """Register the handler. Raises RegistrationError, OptionError."""
         if not callable(handler):
             raise RegistrationError("handler", "must be a function")
         name = self._name
@@ -163,8 +169,13 @@ class Decorator:
         check_name("name", name)
         if STAR in name[:-1]:
             raise RegistrationError("name", f"{name!r}: a star may stand at the end alone, as in 'email:*'")
+        for limit in self._limits:
+            if limit.key is not None:
+                key_reader(limit.key, handler)
         kind = AsyncTask if is_async(handler) else SyncTask
-        task: Task[..., Any] = kind(self._app, name, handler, self._options, self._is_failure, self._hooks)
+        task: Task[..., Any] = kind(
+            self._app, name, handler, self._options, self._is_failure, self._hooks, self._limits
+        )
         self._app.register(task)
         return task
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.retry import Retry
+from streamq.model.run_limits import RunLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,11 @@ class Definition:
     """The task's own; the app's are called after them."""
     middleware: tuple[Callable[..., Awaitable[Any]], ...] = ()
     """What stands around the handler, the outermost first."""
+    limits: tuple[RunLimit, ...] = ()
+    """All of them must let a task start."""
     plain: bool = field(init=False)
     """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plain", self.is_async and not self.middleware)
+        plain = self.is_async and not self.middleware and not self.limits
+        object.__setattr__(self, "plain", plain)

@@ -40,6 +40,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "failed_ms": ("f", int),
     "result": ("z", bytes),
     "completed_ms": ("c", int),
+    "put_back": ("q", int),
 }
 
 NO_TIMEOUT = 0
@@ -179,6 +180,11 @@ class Message:
     def completed_ms(self) -> int | None:
         """Wall time of success."""
         return self._stored.get("c")
+
+    @property
+    def put_back(self) -> int:
+        """How often limits have put it back since its handler last ran."""
+        return self._stored.get("q", 0)  # type: ignore[no-any-return]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self._stored == other._stored

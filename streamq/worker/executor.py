@@ -30,13 +30,15 @@ from streamq.model.message import Message
 from streamq.model.parked import Reason
 from streamq.worker.context import UNREADABLE, TaskContext, set_current
 from streamq.worker.held import Held, Run, Source, Stop
-from streamq.worker.invoking import Invoke, Invoker, outlast
+from streamq.worker.invoking import Admits, Invoke, Invoker, outlast
 from streamq.worker.outcome import (
     COMPLETE,
     RELEASE,
     Archive,
+    NotAdmitted,
     Outcome,
     after_error,
+    after_refusal,
     after_success,
     cut_off_ms,
     retention_of,
@@ -70,6 +72,7 @@ class Executor:
         *,
         concurrency: int,
         limits: Limits,
+        limiter: Admits,
         teller: Teller | None = None,
     ) -> None:
         self._routes = Routes(definitions)
@@ -79,7 +82,7 @@ class Executor:
         self._concurrency = concurrency
         self._limits = limits
         self._teller = teller or Teller()
-        self._invoker = Invoker(concurrency)
+        self._invoker = Invoker(concurrency, limiter)
         self._running: set[Run] = set()
         self._waiters: list[asyncio.Future[None]] = []
         self.state: Any = None
@@ -195,7 +198,9 @@ class Executor:
                 raise asyncio.CancelledError
             result = await invoke(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler must not end the worker
-            if run.outliving is not None:
+            if isinstance(error, NotAdmitted):
+                self._put_back(run, error)
+            elif run.outliving is not None:
                 await outlast(run.outliving)
                 await self._outlasted(run, run.outliving, error)
             elif run.stop:
@@ -258,6 +263,11 @@ class Executor:
             return error
         self._record(run, after_success(message, definition, stored, now_ms))
         return None
+
+    def _put_back(self, run: Run, refusal: NotAdmitted) -> None:
+        """Limits did not let it start: there was no attempt, and nobody is told."""
+        assert run.message is not None  # noqa: S101  # set before the limits were asked
+        self._record(run, after_refusal(run.message, refusal))
 
     async def _broken_off(self, run: Run, error: BaseException | None) -> None:
         """A handler ended by an error, or too late, after it had been told to stop."""

@@ -7,6 +7,7 @@ lease keeper's thread reads it through ``snapshot``.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -50,6 +51,7 @@ class Run:
         "source",
         "stop",
         "timer",
+        "tokens",
     )
 
     def __init__(self, source: Source, entry: Entry) -> None:
@@ -65,6 +67,8 @@ class Run:
         """What runs the handler and cannot be cancelled (a thread): the slot is taken until it ends."""
         self.timer: asyncio.TimerHandle | None = None
         self.stop: Stop | None = None
+        self.tokens: Sequence[tuple[str, bytes]] = ()
+        """What is given back when it is settled: names of limiters, and the tokens taken of them."""
         self.outcome_recorded = False
         """The settler has it: whatever becomes of the lease, the handler is through."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from streamq.model.definition import Definition
 from streamq.worker.held import Run, Stop
@@ -21,18 +21,32 @@ Invoke = Callable[..., Awaitable[Any]]
 """Called with the arguments of the task, and awaited for its result."""
 
 
+class Admits(Protocol):
+    """What is needed of the limiter."""
+
+    async def admit(
+        self, run: Run, definition: Definition, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> list[str]: ...
+
+    def leave(self, names: list[str]) -> None: ...
+
+
 class Invoker:
     """The ways to call a handler in one worker."""
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, limiter: Admits) -> None:
         self._threads = Threads(concurrency)
+        self._limiter = limiter
 
     def of(self, run: Run, definition: Definition) -> Invoke:
         """What the executor awaits in place of the handler, for definitions that are not ``plain``."""
         call = self._bare(run, definition)
-        if not definition.middleware:
-            return call
-        return surround(definition.middleware, partial(_until_ended, run, call))
+        if definition.middleware:
+            call = surround(definition.middleware, partial(_until_ended, run, call))
+        if definition.limits:
+            # Around everything else: a task that may not start yet has no attempt.
+            call = partial(self._limited, run, definition, call)
+        return call
 
     def _bare(self, run: Run, definition: Definition) -> Invoke:
         """The handler with nothing around it."""
@@ -40,14 +54,29 @@ class Invoker:
             return definition.handler
         return partial(self._in_thread, run, definition.handler)
 
-    async def _in_thread(self, run: Run, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def _limited(
+        self, run: Run, definition: Definition, call: Invoke, /, *args: Any, **kwargs: Any
+    ) -> Any:
+        places = await self._limiter.admit(run, definition, args, kwargs)
+        if run.message is not None and run.message.put_back:
+            run.message = run.message.copy(put_back=None)
+        try:
+            return await call(*args, **kwargs)
+        finally:
+            if run.outliving is None:
+                self._limiter.leave(places)
+            else:
+                # The attempt may be over, but what it could not cancel still runs.
+                run.outliving.add_done_callback(lambda _: self._limiter.leave(places))
+
+    async def _in_thread(self, run: Run, handler: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         context = contextvars.copy_context()
         run.outliving = thread = self._threads.submit(lambda: context.run(handler, *args, **kwargs))
         # Shielded: a thread cannot be cancelled, and what it comes to must not be thrown away.
         return await asyncio.shield(thread)
 
 
-async def _until_ended(run: Run, call: Invoke, *args: Any, **kwargs: Any) -> Any:
+async def _until_ended(run: Run, call: Invoke, /, *args: Any, **kwargs: Any) -> Any:
     """A call that ends no sooner than what it cannot cancel: what stands around it is still needed there.
 
     After a shutdown what the work came to counts, as it does where nothing stands around it.

@@ -17,10 +17,10 @@ from hashlib import blake2b
 from typing import Any
 
 from streamq.broker.keys import QueueKeys
-from streamq.broker.limiting import MAX_ADMIT_TASKS, Ask, Rule, admit, token
+from streamq.broker.limiting import LONGEST_WAIT_MS, MAX_ADMIT_TASKS, Ask, Rule, admit, token
 from streamq.broker.runner import AsyncRunner
 from streamq.codec import encode_key
-from streamq.errors import ServerError
+from streamq.errors import Unavailable
 from streamq.model.definition import Definition
 from streamq.model.run_limits import Concurrency, RunLimit, key_reader, limiter_names
 from streamq.worker.complaints import Complaints
@@ -53,7 +53,8 @@ class _Limit:
         """What counts these arguments. The key's value is stored as a digest: it may be personal, or long."""
         if self.read_key is None:
             return self.name
-        return f"{self.name}:{blake2b(encode_key(self.read_key(args, kwargs)), digest_size=12).hexdigest()}"
+        key = encode_key(self.read_key(args, kwargs), "limits")
+        return f"{self.name}:{blake2b(key, digest_size=12).hexdigest()}"
 
 
 class Limiter:
@@ -121,7 +122,7 @@ class Limiter:
         run.tokens = [(rule.name, mine) for rule in rules if rule.kind == "c"]
         try:
             wait_ms = await self._submit(run.source.queue, Ask(mine, rules))
-        except ServerError as error:
+        except Exception as error:  # whatever it is, it is not the task's fault
             self._complaints.note("cannot ask whether tasks may start", error)
             raise NotAdmitted(_OUTAGE_MS) from error
         except asyncio.CancelledError:
@@ -131,8 +132,8 @@ class Limiter:
             raise
         self._complaints.clear()
         if wait_ms:
-            run.tokens = []
-            raise NotAdmitted(abs(wait_ms), known=wait_ms > 0)
+            run.tokens = ()
+            raise NotAdmitted(abs(wait_ms), known=0 < wait_ms < LONGEST_WAIT_MS)
 
     def _submit(self, queue: QueueKeys, ask: Ask) -> asyncio.Future[int]:
         loop = asyncio.get_running_loop()
@@ -158,14 +159,12 @@ class Limiter:
         reply.add_done_callback(partial(self._answer, queue, batch))
 
     def _answer(self, queue: QueueKeys, batch: list[_Waiting], reply: asyncio.Future[list[int]]) -> None:
-        error = None if reply.cancelled() else reply.exception()
+        error = Unavailable("the question was not answered") if reply.cancelled() else reply.exception()
         for place, (_, answer) in enumerate(batch):
             if answer.done():
                 continue
-            if reply.cancelled():
-                answer.cancel()
-            elif error is not None:
-                answer.set_exception(error)
-            else:
+            if error is None:
                 answer.set_result(reply.result()[place])
+            else:
+                answer.set_exception(error)
         self._send(queue)

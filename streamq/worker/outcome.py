@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,23 @@ class Release:
     """Given back unfinished; nothing is spent."""
 
 
+class NotAdmitted(Exception):
+    """Limits do not let the task start now. There was no attempt, so nothing is spent.
+
+    ``known``: it has its turn after ``wait_ms``. Else that is the least, and nobody knows how long it takes.
+    """
+
+    def __init__(self, wait_ms: int, *, known: bool = False) -> None:
+        super().__init__(f"a limit is reached; wait at least {wait_ms} ms")
+        self.wait_ms = wait_ms
+        self.known = known
+
+
+FIRST_WAIT_MS = 100
+LONGEST_BACKOFF_MS = 10_000
+"""A task that waits for others to end asks again when it has waited as long again as before, but no later."""
+
+
 Outcome = Complete | Retain | RetryLater | Archive | Release
 
 COMPLETE = Complete()
@@ -78,6 +96,21 @@ def after_success(message: Message, definition: Definition, result: bytes | None
     if not retention_ms:
         return COMPLETE
     return Retain(message.copy(result=result, completed_ms=now_ms), retention_ms)
+
+
+def after_refusal(message: Message, refusal: NotAdmitted, spread: float | None = None) -> Outcome:
+    """The outcome of a task that limits did not let start: put back, with a delay of its own.
+
+    ``spread`` replaces the random number, for tests.
+    """
+    put_back = message.put_back + 1
+    delay_ms = refusal.wait_ms
+    if not refusal.known:
+        backoff_ms = min(LONGEST_BACKOFF_MS, FIRST_WAIT_MS * 2 ** min(put_back - 1, 20))
+        # Spread, so that those which were refused together do not come back together.
+        share = 0.75 + 0.5 * (random.random() if spread is None else spread)
+        delay_ms = round(max(delay_ms, backoff_ms) * share)
+    return RetryLater(message.copy(put_back=put_back), delay_ms, failed=False)
 
 
 def after_error(

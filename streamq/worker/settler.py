@@ -16,6 +16,7 @@ from typing import Any
 
 from streamq.broker import working
 from streamq.broker.command import Command
+from streamq.broker.limiting import MAX_GIVEN_BACK, give_back
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import MAX_SETTLE_TASKS, Settle
 from streamq.clock import ServerClock, utc_day
@@ -44,6 +45,8 @@ class _Batch:
 
     command: Command[list[bytes]]
     runs: list[Run]
+    after: list[Command[Any]]
+    """What is sent right behind it. Nothing depends on it: it only lets others go on sooner."""
     sent: bool = False
     """It went out before without an answer, so "lost" may mean that it was settled then."""
 
@@ -122,7 +125,9 @@ class Settler:
         if not batches:
             return 0
         try:
-            replies = await self._runner.run_all([batch.command for batch in batches])
+            commands = [batch.command for batch in batches]
+            after = [command for batch in batches for command in batch.after]
+            replies = (await self._runner.run_all(commands + after))[: len(commands)]
         except ServerError:
             for batch in batches:
                 batch.sent = True
@@ -173,7 +178,8 @@ class Settler:
 
     def _batch(self, bucket: _Bucket, items: list[_Item]) -> _Batch:
         kind, source = bucket
-        return _Batch(self._command(kind, source, items), [run for run, _ in items])
+        runs = [run for run, _ in items]
+        return _Batch(self._command(kind, source, items), runs, list(_given_back(source, runs)))
 
     def _command(self, kind: _Kind, source: Source, items: list[_Item]) -> Command[list[bytes]]:
         queue, lane = source.queue, source.lane
@@ -189,6 +195,13 @@ class Settler:
         if kind is RetryLater:
             return working.retry(queue, lane, day, tasks)
         return working.archive(queue, lane, day, tasks, self._archive_size, self._archive_age_ms)
+
+
+def _given_back(source: Source, runs: list[Run]) -> Iterator[Command[int]]:
+    """The tokens of tasks with limits, so that others may start at once."""
+    tokens = [pair for run in runs if run.tokens for pair in run.tokens]
+    for start in range(0, len(tokens), MAX_GIVEN_BACK):
+        yield give_back(source.queue, tokens[start : start + MAX_GIVEN_BACK])
 
 
 def _words(run: Run, outcome: Any) -> Settle:

@@ -46,6 +46,7 @@ from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.hints import Hints
 from streamq.worker.janitor import Janitor
 from streamq.worker.lease_keeper import LeaseKeeper
+from streamq.worker.limiter import Limiter
 from streamq.worker.outcome import RELEASE
 from streamq.worker.presence import Presence
 from streamq.worker.recoverer import Recoverer
@@ -94,6 +95,7 @@ class Worker:
             archive_size=config.archive_size,
             archive_age_ms=config.archive_age_ms,
         )
+        self.limiter = Limiter(self._control)
         self.executor = Executor(
             definitions,
             self.settler,
@@ -101,6 +103,7 @@ class Worker:
             self.clock,
             concurrency=config.concurrency,
             limits=config.limits,
+            limiter=self.limiter,
             teller=self.teller,
         )
         self.fetcher = Fetcher(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 
-from streamq import Retry, StreamQ, current_task
+from streamq import Concurrency, Retry, StreamQ, current_task
 from tests.e2e.checker import Journal
 
 URL, NAMESPACE, JOURNAL = "SQ_TEST_URL", "SQ_TEST_NAMESPACE", "SQ_TEST_JOURNAL"
@@ -33,6 +34,15 @@ def block(seconds: float) -> None:
     """Sits in a thread, which nobody can cancel."""
     note("start")
     time.sleep(seconds)
+    note("end")
+
+
+@app.task(name="pair", limits=[Concurrency(2)])
+async def pair(until: str) -> None:
+    """At most two at once over all workers; ends when the file is there."""
+    note("start")
+    while not Path(until).exists():
+        await asyncio.sleep(0.01)
     note("end")
 
 

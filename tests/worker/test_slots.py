@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from streamq.broker.address import Address
 from streamq.broker.keys import Keys
+from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import Entry
 from streamq.clock import ServerClock
 from streamq.codec import encode_message, encode_payload
@@ -17,6 +19,7 @@ from streamq.model.message import Message
 from streamq.model.retry import DEFAULT_RETRY
 from streamq.worker.executor import Executor
 from streamq.worker.held import Held, Run, Source, Stop
+from streamq.worker.limiter import Limiter
 from streamq.worker.outcome import RELEASE, Outcome
 
 
@@ -50,7 +53,13 @@ async def test_a_run_stopped_before_its_first_step_is_given_back_with_its_slot(
         "t", handler if is_async else plain_handler, is_async, DEFAULT_RETRY, timeout_ms=None, retention_ms=0
     )
     executor = Executor(
-        {"t": definition}, outcomes, Held(), ServerClock(), concurrency=1, limits=DEFAULT_LIMITS
+        {"t": definition},
+        outcomes,
+        Held(),
+        ServerClock(),
+        concurrency=1,
+        limits=DEFAULT_LIMITS,
+        limiter=Limiter(AsyncRunner(Address.parse("redis://localhost:1"))),
     )
     message = encode_message(Message.new(type="t", payload=encode_payload((), {})))
     source = Source(Keys().queue("default"), Lane.NORMAL)
