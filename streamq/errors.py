@@ -10,7 +10,10 @@
     │   ├── TaskNotFound              no such task (never was, or gone)
     │   ├── TaskIdConflict            the wished id belongs to another task
     │   ├── DuplicateTask             another task holds the lock of this unique task
+    │   ├── TaskFinished              it is finished: there is nothing to cancel
+    │   ├── TaskInBatch               it is part of a batch, which is the task now
     │   ├── TaskFailed                the task was archived; carries the handler's error
+    │   │   └── TaskCancelled             it was cancelled, and archived as such
     │   ├── ResultNotKept             finished, but its retention keeps no result
     │   └── ResultTimeout             not finished within the time the caller gave
     ├── BatchError                some tasks of an enqueue_many failed; carries every result
@@ -37,6 +40,7 @@
     ├── AttemptError              why an attempt failed, where the handler raised nothing that says it
     │   ├── AttemptTimeout            it ran past its timeout or deadline
     │   ├── LeaseLost                 this worker was taken for dead, and the task given to another
+    │   ├── AttemptCancelled          a sync handler noticed that it was told to stop
     │   ├── HandlerNotFound           no handler is registered for the task's type
     │   └── HandlerExited             the handler called sys.exit
     └── Steering                  raised by handlers to choose the outcome: not failures of StreamQ
@@ -117,6 +121,25 @@ class DuplicateTask(TaskError):
 
 class TaskFailed(TaskError):
     """The task was archived. The text is the handler's last error."""
+
+
+class TaskCancelled(TaskFailed):
+    """The task was cancelled and archived as such."""
+
+
+class TaskFinished(TaskError):
+    """The task is finished: completed or archived. There is nothing to cancel; it can be deleted."""
+
+
+class TaskInBatch(TaskError):
+    """The task has become part of a batch, which is the task that runs; ``batch_id`` is its id."""
+
+    def __init__(self, queue: str, task_id: str, batch_id: str) -> None:
+        super().__init__(queue, task_id, f"is part of the batch {batch_id}; cancel that one")
+        self.batch_id = batch_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.queue, self.task_id, self.batch_id)
 
 
 class ResultNotKept(TaskError):
@@ -248,6 +271,10 @@ class AttemptTimeout(AttemptError, TimeoutError):
 
 class LeaseLost(AttemptError):
     """The lease ran out while the handler ran: another worker has the task, this outcome is refused."""
+
+
+class AttemptCancelled(AttemptError):
+    """The handler asked whether it was told to stop, and stops: ``current_task().raise_if_cancelled()``."""
 
 
 class HandlerNotFound(AttemptError):

@@ -11,6 +11,8 @@ from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.runner import AsyncRunner
 from streamq.clock import utc_day, wall_ms
 from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound
+from streamq.model.cancelling import Cancel, CancelOutcome
+from streamq.model.durations import Duration
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
 from streamq.model.names import check_key_name, check_task_id
@@ -138,6 +140,24 @@ class Inspector:
             raise TaskNotFound(queue, task_id, "no such task")
         if word == b"active":
             raise TaskError(queue, task_id, "is running; it can be deleted when it has ended")
+
+    async def cancel(
+        self,
+        queue: str,
+        task_id: str,
+        *,
+        outcome: CancelOutcome = "archive",
+        delay: Duration | None = None,
+    ) -> bool:
+        """Cancel a task, whatever its state. True: it is done; False: it runs, and its worker has been told.
+
+        Raises TaskNotFound, TaskFinished, TaskInBatch.
+        """
+        keys, mark = await self._known(queue), Cancel.of(outcome, delay).pack()
+        word = await self._runner.run(
+            steering.cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms()))
+        )
+        return steering.judge_cancel(queue, task_id, word)
 
     async def audit(self, name: str) -> Audit:
         """Look now for what does not fit together in a queue, and repair it or set it aside.

@@ -2,14 +2,16 @@
 -- EDGE active -> ready
 -- EDGE active -> retry
 -- EDGE active -> archived
+-- EDGE active -> gone
 -- KEYS[1] lane – stream that is searched
 -- KEYS[2] front – stream that gets tasks after their first crash; may be the same
 -- KEYS[3] index – hash, task id to lane letter and entry id
 -- KEYS[4] parked – hash, task id to lane, crashes and message
 -- KEYS[5] retry – sorted set, task id by due time in ms
 -- KEYS[6] archived – sorted set, task id by the time in ms at which it was archived
--- KEYS[7] stats – hash, counters over all time
--- KEYS[8] day – hash, counters of this UTC day
+-- KEYS[7] cancels – hash, lane letter and entry id to mark
+-- KEYS[8] stats – hash, counters over all time
+-- KEYS[9] day – hash, counters of this UTC day
 -- ARGV[1] letter – lane letter of KEYS[1]
 -- ARGV[2] me – consumer that claims
 -- ARGV[3] dead – consumer known to be dead, whose entries are taken at once; empty: whoever let a lease run out
@@ -21,18 +23,19 @@
 --         tasks that are recovered together
 -- ARGV[9] hints – channel
 -- ARGV[10] done – channel prefix; the task id follows it
--- RETURNS {cursor, front, retry, archived, vanished, pending}: where to go on (0-0: the lane is searched), how many
---         tasks went where, how many entries had no content left, and how many of the lane are still active
+-- RETURNS {cursor, front, retry, archived, vanished, pending, deleted}: where to go on (0-0: the lane is searched), how
+--         many tasks went where, how many entries had no content left, how many of the lane are still active, and how
+--         many were deleted because their cancel asked for that
 -- COST about 20 us a task; at most 100 entries a call, held by the caller
-local lane, front, index, parked, retry, archived, stats, day =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local lane, front, index, parked, retry, archived, cancels, stats, day =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local letter, me, dead, lease, cursor, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local crash_limit, backoff = tonumber(ARGV[7]), tonumber(ARGV[8])
 
 -- A lane that no worker has read from has no group, and nothing to recover.
 local pending = redis.pcall('XPENDING', lane, 'w')
-if pending.err then return {'0-0', 0, 0, 0, 0, 0} end
-if pending[1] == 0 then return {'0-0', 0, 0, 0, 0, 0} end
+if pending.err then return {'0-0', 0, 0, 0, 0, 0, 0} end
+if pending[1] == 0 then return {'0-0', 0, 0, 0, 0, 0, 0} end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -49,7 +52,8 @@ else
   cursor = #taken == limit and '0-1' or '0-0'
 end
 
-local fronted, delayed, buried, earliest = 0, 0, 0, nil
+local fronted, delayed, buried, cancelled, deleted, earliest = 0, 0, 0, 0, 0, nil
+local marked = redis.call('EXISTS', cancels) == 1
 for _, entry in ipairs(taken) do
   local found = redis.call('XRANGE', lane, entry, entry)[1]
   redis.call('XACK', lane, 'w', entry)
@@ -62,22 +66,38 @@ for _, entry in ipairs(taken) do
     -- An entry that is no task goes on as one without a message, which a worker archives.
     local id, message = f.id or entry, f.m or ''
     redis.call('XDEL', lane, entry)
-    if crashes > crash_limit then
-      redis.call('HDEL', index, id)
-      redis.call('ZADD', archived, now, id)
-      redis.call('HSET', parked, id, home .. crashes .. '!crashed:' .. message)
-      redis.pcall('PUBLISH', ARGV[10] .. id, 'archived')
-      buried = buried + 1
+    local mark = marked and redis.call('HGET', cancels, letter .. entry)
+    local reason, due
+    if mark then
+      -- What a cancel asked for is final, also when the worker died before it could see to it.
+      local verb, ms = string.match(mark, '^(%a)(%d+)$')
+      redis.call('HDEL', cancels, letter .. entry)
+      cancelled = cancelled + 1
+      if verb == 'r' then due = now + tonumber(ms) elseif verb ~= 'd' then reason = '!cancelled:' end
+    elseif crashes > crash_limit then
+      reason = '!crashed:'
     elseif crashes > 1 then
       -- Not the first crash: the task itself may be what kills, so the fleet gets time between the blows.
       -- Those that crashed together come back one after the other, spread over as much time again: else
       -- the one that kills would take the same companions with it each time, up to the crash limit.
-      local due = now + math.floor(backoff * 2 ^ (crashes - 2) * (1 + delayed / #taken))
+      due = now + math.floor(backoff * 2 ^ (crashes - 2) * (1 + delayed / #taken))
+    end
+    if reason then
+      redis.call('HDEL', index, id)
+      redis.call('ZADD', archived, now, id)
+      redis.call('HSET', parked, id, home .. crashes .. reason .. message)
+      redis.pcall('PUBLISH', ARGV[10] .. id, 'archived')
+      buried = buried + 1
+    elseif due then
       redis.call('HDEL', index, id)
       redis.call('ZADD', retry, due, id)
       redis.call('HSET', parked, id, home .. crashes .. ':' .. message)
       if not earliest or due < earliest then earliest = due end
       delayed = delayed + 1
+    elseif mark then
+      redis.call('HDEL', index, id)
+      redis.pcall('PUBLISH', ARGV[10] .. id, 'deleted')
+      deleted = deleted + 1
     else
       local fresh = redis.call('XADD', front, '*', 'id', id, 'm', message, 'l', home, 'c', crashes)
       redis.call('HSET', index, id, 'f' .. fresh)
@@ -98,6 +118,8 @@ if #taken + vanished > 0 then
   count(stats, 'vanished', vanished)
   count(day, 'vanished', vanished)
   count(day, 'archived', buried)
+  count(stats, 'cancelled', cancelled)
+  count(day, 'cancelled', cancelled)
   redis.pcall('EXPIRE', day, 7776000)
 end
-return {cursor, fronted, delayed, buried, vanished, redis.call('XPENDING', lane, 'w')[1]}
+return {cursor, fronted, delayed, buried, vanished, redis.call('XPENDING', lane, 'w')[1], deleted}

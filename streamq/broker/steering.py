@@ -1,4 +1,4 @@
-"""Commands by which an operator steers queues: pause, resume, remove."""
+"""Commands by which queues, tasks and workers are steered: pause, resume, remove, cancel, order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
+from streamq.broker.moving import task_keys
 from streamq.broker.scripts import script
+from streamq.errors import TaskFinished, TaskInBatch, TaskNotFound
+
+_BATCH = b"batch:"
 
 
 def pause(queue: QueueKeys) -> Command[bytes]:
@@ -45,6 +49,40 @@ def remove(
 def has_content(queue: QueueKeys) -> Command[bool]:
     """Whether somebody has enqueued into the queue since it was removed."""
     return Command(None, (queue.config,), ("HEXISTS", queue.config, "created"), bool)
+
+
+def cancel(queue: QueueKeys, task_id: str, mark: str, day: str) -> Command[bytes]:
+    """Cancel a task, or mark it for the worker that runs it.
+
+    Answers ok, asked, missing, finished, or ``batch:`` and the id of the batch it is part of.
+    """
+    keys = (
+        *task_keys(queue),
+        queue.aggregating,
+        queue.groups,
+        queue.grouped,
+        queue.unique,
+        queue.owners,
+        queue.progress,
+        queue.cancels,
+        queue.stats,
+        queue.stats_of(day),
+    )
+    return Command(script("cancel"), keys, (task_id, mark, queue.hints, queue.done("")), bytes)
+
+
+def judge_cancel(queue: str, task_id: str, word: bytes) -> bool:
+    """What the answer to a cancel means: True, it is done; False, a worker runs the task and is told.
+
+    Raises TaskNotFound, TaskFinished, TaskInBatch.
+    """
+    if word == b"missing":
+        raise TaskNotFound(queue, task_id, "no such task: it is finished and was not kept, or never existed")
+    if word == b"finished":
+        raise TaskFinished(queue, task_id, "is finished; there is nothing to cancel")
+    if word.startswith(_BATCH):
+        raise TaskInBatch(queue, task_id, word.removeprefix(_BATCH).decode())
+    return word == b"ok"
 
 
 def unregister(registry: bytes, queue: str) -> Command[int]:

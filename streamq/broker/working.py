@@ -159,23 +159,48 @@ def retain(queue: QueueKeys, lane: Lane, day: str, tasks: Sequence[Settle]) -> C
 def retry(queue: QueueKeys, lane: Lane, day: str, tasks: Sequence[Settle]) -> Command[list[bytes]]:
     """Settle tasks to be tried again.
 
-    Words per task: entry id, task id, delay in ms, failed (1 or 0), parked value.
+    Words per task: entry id, task id, delay in ms, why (1 a failure, 0 none, c a cancel), parked value.
+    Answers one word per task: ok, lost, or ``cancelled:`` and a mark.
     """
-    keys = (*_settle_keys(queue, lane), queue.retry, queue.stats, queue.stats_of(day))
-    return Command(script("retry"), keys, (queue.hints, *_flat(tasks)), _parse_words)
+    keys = (*_settle_keys(queue, lane), queue.retry, queue.cancels, queue.stats, queue.stats_of(day))
+    return Command(script("retry"), keys, (queue.hints, lane.value, *_flat(tasks)), _parse_words)
 
 
 def archive(
     queue: QueueKeys, lane: Lane, day: str, tasks: Sequence[Settle], size: int, age_ms: int
 ) -> Command[list[bytes]]:
-    """Settle tasks that failed for good. Words per task: entry id, task id, parked value."""
-    keys = (*_settle_keys(queue, lane), queue.archived, queue.stats, queue.stats_of(day))
-    return Command(script("archive"), keys, (queue.done(""), size, age_ms, *_flat(tasks)), _parse_words)
+    """Settle tasks that failed for good. Words per task: entry id, task id, parked value.
+
+    Answers one word per task: ok, lost, or ``cancelled:`` and a mark.
+    """
+    keys = (*_settle_keys(queue, lane), queue.archived, queue.cancels, queue.stats, queue.stats_of(day))
+    args = (queue.done(""), size, age_ms, lane.value, *_flat(tasks))
+    return Command(script("archive"), keys, args, _parse_words)
+
+
+def discard(queue: QueueKeys, lane: Lane, day: str, tasks: Sequence[Settle]) -> Command[list[bytes]]:
+    """Settle tasks that are forgotten without a result. Words per task: entry id, task id, counter."""
+    keys = (queue.lanes[lane], queue.index, queue.cancels, queue.stats, queue.stats_of(day))
+    return Command(script("discard"), keys, (lane.value, queue.done(""), *_flat(tasks)), _parse_words)
+
+
+def marks(queue: QueueKeys, lane: Lane, entry_ids: Sequence[bytes]) -> Command[dict[bytes, bytes]]:
+    """The marks of those entries that are to be cancelled, by entry id."""
+    letter = lane.value.encode()
+    words: tuple[Word, ...] = ("HMGET", queue.cancels, *(letter + entry_id for entry_id in entry_ids))
+
+    def parse(reply: Any) -> dict[bytes, bytes]:
+        return {entry_id: mark for entry_id, mark in zip(entry_ids, reply, strict=True) if mark is not None}
+
+    return Command(None, (queue.cancels,), words, parse)
 
 
 def release(queue: QueueKeys, lane: Lane, entry_ids: Sequence[bytes]) -> Command[list[bytes]]:
-    """Give tasks back unfinished, at the front. Answers one word per task: ok or lost."""
-    keys = (queue.lanes[lane], queue.lanes[Lane.FRONT], queue.index)
+    """Give tasks back unfinished, at the front.
+
+    Answers one word per task: ok, lost, or ``cancelled:`` and a mark.
+    """
+    keys = (queue.lanes[lane], queue.lanes[Lane.FRONT], queue.index, queue.cancels)
     return Command(script("release"), keys, (lane.value, *entry_ids), _parse_words)
 
 
@@ -218,6 +243,8 @@ class Recovered(NamedTuple):
     vanished: int
     pending: int
     """Entries of the lane that are still active, whoever holds them."""
+    deleted: int
+    """Tasks that are gone because their cancel asked for it."""
 
     @property
     def finished(self) -> bool:
@@ -245,6 +272,7 @@ def recover(
         queue.parked,
         queue.retry,
         queue.archived,
+        queue.cancels,
         queue.stats,
         queue.stats_of(day),
     )

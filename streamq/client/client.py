@@ -14,12 +14,13 @@ from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS
 from streamq.broker.runner import AsyncRunner
+from streamq.broker.steering import cancel, judge_cancel
 from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.desk import Desk
 from streamq.client.encoding import Encoded, Encoder
 from streamq.client.handles import TaskHandle
 from streamq.client.waiting import RECHECK_S, judge
-from streamq.clock import monotonic_s
+from streamq.clock import monotonic_s, utc_day, wall_ms
 from streamq.errors import (
     BatchError,
     ResultTimeout,
@@ -30,6 +31,7 @@ from streamq.errors import (
     UsageError,
 )
 from streamq.model.call import TaskCall, as_call
+from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.info import TaskInfo
 from streamq.model.limits import DEFAULT_LIMITS, Limits
@@ -198,6 +200,20 @@ class Client:
                 if left_s <= 0:
                     raise ResultTimeout(queue, task_id, "is not finished yet")
                 await notice.wait(left_s)
+
+    async def cancel(
+        self,
+        queue: str,
+        task_id: str,
+        *,
+        outcome: CancelOutcome = "archive",
+        delay: Duration | None = None,
+    ) -> bool:
+        """Cancel a task, whatever its state; see TaskHandle.cancel."""
+        keys = self.keys.queue(check_key_name("queue", queue))
+        mark = Cancel.of(outcome, delay).pack()
+        word = await self.runner.run(cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms())))
+        return judge_cancel(queue, task_id, word)
 
     async def ping(self) -> None:
         """Connect, if need be. Raises ServerError when Redis cannot be reached."""

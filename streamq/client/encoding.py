@@ -18,7 +18,7 @@ from streamq.model.call import TaskCall
 from streamq.model.durations import duration_ms, moment_ms
 from streamq.model.lanes import lane_for
 from streamq.model.limits import Limits
-from streamq.model.message import NO_TIMEOUT
+from streamq.model.message import DROP, NO_TIMEOUT
 from streamq.model.names import check_key_name, check_name
 from streamq.model.options import DEFAULT_QUEUE, UNSET, Options
 from streamq.model.retry import Retry, store_policy
@@ -102,13 +102,16 @@ def _fields(task_type: str, options: Options, limits: Limits) -> dict[str, Any]:
     headers = _given(options.headers) or {}
     check_headers(headers, limits)
     deadline = _given(options.deadline)
+    expires_ms = _expires_ms(_given(options.expires))
     return {
         "type": task_type,
         "max_retries": retry.max_retries if retry else None,
         "retry_policy": store_policy(retry) if retry else None,
         "timeout_ms": _timeout_ms(options),
         "deadline_ms": None if deadline is None else moment_ms("deadline", deadline),
-        "expires_ms": _expires_ms(_given(options.expires)),
+        "expires_ms": expires_ms,
+        # Said for a task of which a call may still not expire: then it means nothing.
+        "on_expiry": DROP if options.on_expiry == "drop" and expires_ms is not None else None,
         "retention_ms": _retention_ms(options),
         "headers": dict(headers) or None,
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from streamq.client.client import Client
     from streamq.client.sync_client import SyncClient
+    from streamq.model.cancelling import CancelOutcome
     from streamq.model.durations import Duration
     from streamq.model.info import TaskInfo
 
@@ -47,8 +48,8 @@ class TaskHandle(_Reference, Generic[R]):
         ``timeout`` is seconds or a timedelta; None waits without limit. The wait is woken by the
         worker's own settling; it does not poll.
 
-        Raises TaskFailed when the task was archived, ResultNotKept when it finished without
-        retention, ResultTimeout, TaskNotFound, ServerError.
+        Raises TaskFailed when the task was archived (TaskCancelled when it was cancelled), ResultNotKept
+        when it finished without retention, ResultTimeout, TaskNotFound, ServerError.
         """
         result: R = await self._client.result(self.queue, self.id, timeout)
         return result
@@ -56,6 +57,18 @@ class TaskHandle(_Reference, Generic[R]):
     async def info(self) -> TaskInfo:
         """A snapshot of the task. Raises TaskNotFound when it is gone, ServerError."""
         return await self._client.info(self.queue, self.id)
+
+    async def cancel(self, outcome: CancelOutcome = "archive", *, delay: Duration | None = None) -> bool:
+        """Cancel the task, whatever its state. True: it is done; False: it runs, and its worker is told.
+
+        ``outcome`` says what becomes of it, and is final: ``archive`` keeps it for inspection, ``delete``
+        forgets it, ``retry`` runs it again after ``delay`` (seconds or a timedelta). A running handler is
+        cancelled; should it succeed before that reaches its worker, the task is completed.
+
+        Raises TaskNotFound; TaskFinished when there is nothing to cancel any more (an archived task may
+        still be deleted); TaskInBatch; ServerError.
+        """
+        return await self._client.cancel(self.queue, self.id, outcome=outcome, delay=delay)
 
 
 class SyncTaskHandle(_Reference, Generic[R]):
@@ -72,3 +85,7 @@ class SyncTaskHandle(_Reference, Generic[R]):
     def info(self) -> TaskInfo:
         """As TaskHandle.info, blocking."""
         return self._client.info(self.queue, self.id)
+
+    def cancel(self, outcome: CancelOutcome = "archive", *, delay: Duration | None = None) -> bool:
+        """Cancel the task, whatever its state; see TaskHandle.cancel."""
+        return self._client.cancel(self.queue, self.id, outcome=outcome, delay=delay)

@@ -15,6 +15,7 @@ from streamq.broker.command import Command, Word
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, enqueue, register
+from streamq.broker.steering import cancel, judge_cancel
 from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.answers import CREATED, accepted, settle
@@ -23,7 +24,7 @@ from streamq.client.encoding import Encoded, Encoder
 from streamq.client.handles import SyncTaskHandle
 from streamq.client.producer import Producer
 from streamq.client.waiting import RECHECK_S, judge
-from streamq.clock import monotonic_s
+from streamq.clock import monotonic_s, utc_day, wall_ms
 from streamq.errors import (
     BatchError,
     ResultTimeout,
@@ -35,6 +36,7 @@ from streamq.errors import (
     UsageError,
 )
 from streamq.model.call import TaskCall, as_call
+from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.info import TaskInfo
 from streamq.model.names import check_key_name, check_task_id
@@ -155,6 +157,20 @@ class SyncClient:
                 if left_s <= 0:
                     raise ResultTimeout(queue, task_id, "is not finished yet")
                 listener.wait(left_s)
+
+    def cancel(
+        self,
+        queue: str,
+        task_id: str,
+        *,
+        outcome: CancelOutcome = "archive",
+        delay: Duration | None = None,
+    ) -> bool:
+        """Cancel a task, whatever its state; see SyncTaskHandle.cancel."""
+        keys = self.keys.queue(check_key_name("queue", queue))
+        mark = Cancel.of(outcome, delay).pack()
+        word = self.runner.run(cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms())))
+        return judge_cancel(queue, task_id, word)
 
     def ping(self) -> None:
         """Connect, if need be. Raises ServerError when Redis cannot be reached."""

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from streamq.broker.inspecting import Found
 from streamq.codec import decode_message, decode_result
-from streamq.errors import ResultNotKept, StoredDataError, TaskFailed
+from streamq.errors import ResultNotKept, StoredDataError, TaskCancelled, TaskFailed
+from streamq.model.parked import Reason
 from streamq.model.states import State
 
 RECHECK_S = 5.0
@@ -26,14 +27,16 @@ WAIT_ON = Verdict(over=False)
 def judge(queue: str, task_id: str, found: Found) -> Verdict:
     """Decide from one look.
 
-    Raises TaskFailed for an archived task, ResultNotKept for one that is gone, MessageError when
-    the stored result cannot be read.
+    Raises TaskFailed for an archived task (TaskCancelled for a cancelled one), ResultNotKept for one that
+    is gone, MessageError when the stored result cannot be read.
     """
     if found.state is None:
         problem = (
             "it is finished and was not kept, or never existed; enqueue with retention= to wait for results"
         )
         raise ResultNotKept(queue, task_id, problem)
+    if found.parked is not None and found.parked.reason is Reason.CANCELLED:
+        raise TaskCancelled(queue, task_id, "was cancelled")
     if found.state is State.ARCHIVED:
         raise TaskFailed(queue, task_id, _why(found))
     if found.state is State.COMPLETED:

@@ -41,10 +41,14 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "result": ("z", bytes),
     "completed_ms": ("c", int),
     "put_back": ("q", int),
+    "on_expiry": ("j", int),
 }
 
 NO_TIMEOUT = 0
 """Stored ``timeout_ms`` of a task that asked for no limit, as opposed to not saying anything."""
+
+DROP = 1
+"""Stored ``on_expiry`` of a task that is to be forgotten when it has expired."""
 
 _PLAIN = 4
 _LARGEST = 2**63 - 1
@@ -140,6 +144,11 @@ class Message:
     def expires_ms(self) -> int | None:
         """Wall time after which the task no longer matters and is not started."""
         return self._stored.get("x")
+
+    @property
+    def on_expiry(self) -> int | None:
+        """``DROP`` where an expired task is forgotten; None: it is archived."""
+        return self._stored.get("j")
 
     @property
     def retention_ms(self) -> int | None:

@@ -24,6 +24,7 @@ DEFAULT_TIMEOUT_MS = 30 * 60_000
 """Applies when neither timeout nor deadline is given anywhere, so that a handler that hangs ends some day."""
 
 Priority = Literal["high", "normal", "low"]
+OnExpiry = Literal["archive", "drop"]
 OnConflict = Literal["raise", "return", "replace"]
 ON_CONFLICT: Final = ("raise", "return", "replace")
 
@@ -49,6 +50,7 @@ class TaskOptions(TypedDict, total=False):
     timeout: Duration | None
     retention: Duration | None
     headers: Mapping[str, str] | None
+    on_expiry: OnExpiry
 
 
 class CallOptions(TaskOptions, total=False):
@@ -78,6 +80,7 @@ class Options:
     on_conflict: OnConflict | Unset = UNSET
     retention: Duration | Unset | None = UNSET
     headers: Mapping[str, str] | Unset = UNSET
+    on_expiry: OnExpiry | Unset = UNSET
 
     @classmethod
     def of(cls, given: Mapping[str, Any], allowed: Iterable[str] | None = None) -> Options:
@@ -147,6 +150,12 @@ def _check_on_conflict(value: object) -> object:
     return value
 
 
+def _check_on_expiry(value: object) -> object:
+    if value not in ("archive", "drop"):
+        raise OptionError("on_expiry", "must be 'archive' or 'drop'")
+    return value
+
+
 def _check_headers(value: object) -> dict[str, str]:
     """A copy, so that the caller may go on changing its own map."""
     if value is None:
@@ -173,4 +182,5 @@ _CHECKS: dict[str, Any] = {
     "on_conflict": _check_on_conflict,
     "retention": _check_duration("retention"),
     "headers": _check_headers,
+    "on_expiry": _check_on_expiry,
 }

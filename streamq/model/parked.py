@@ -25,6 +25,8 @@ class Reason(StrEnum):
     """It was not started before it expired."""
     FAILED = "failed"
     """The handler failed, and no retry was left or wanted."""
+    CANCELLED = "cancelled"
+    """Somebody cancelled it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,23 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
             (State.ACTIVE, State.READY),
             (State.ACTIVE, State.RETRY),
             (State.ACTIVE, State.ARCHIVED),
+            (State.ACTIVE, Edge.GONE),
+        }
+    ),
+    "discard": frozenset({(State.ACTIVE, Edge.GONE)}),
+    "cancel": frozenset(
+        {
+            (State.READY, State.ARCHIVED),
+            (State.READY, Edge.GONE),
+            (State.READY, State.RETRY),
+            (State.SCHEDULED, State.ARCHIVED),
+            (State.SCHEDULED, Edge.GONE),
+            (State.RETRY, State.ARCHIVED),
+            (State.RETRY, Edge.GONE),
+            (State.AGGREGATING, State.ARCHIVED),
+            (State.AGGREGATING, Edge.GONE),
+            (State.AGGREGATING, State.SCHEDULED),
+            (State.ARCHIVED, Edge.GONE),
         }
     ),
     "forward": frozenset(

@@ -7,11 +7,11 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from streamq.broker.working import Entry
-from streamq.errors import UsageError
+from streamq.errors import AttemptCancelled, UsageError
 from streamq.model.definition import Definition
 from streamq.model.info import moment
 from streamq.model.message import Message
+from streamq.worker.held import Run
 from streamq.worker.outcome import cut_off_ms
 
 UNREADABLE = Message.new(type="", payload=b"")
@@ -21,19 +21,17 @@ UNREADABLE = Message.new(type="", payload=b"")
 class TaskContext:
     """The running task. Read-only."""
 
-    __slots__ = ("_definition", "_entry", "_message", "_started_ms", "queue", "state")
+    __slots__ = ("_definition", "_message", "_run", "_started_ms", "state")
 
     def __init__(
         self,
-        queue: str,
-        entry: Entry,
+        run: Run,
         message: Message,
         definition: Definition,
         started_ms: int,
         state: Any,
     ) -> None:
-        self.queue = queue
-        self._entry = entry
+        self._run = run
         self._message = message
         self._definition = definition
         self._started_ms = started_ms
@@ -41,9 +39,14 @@ class TaskContext:
         """What the app's lifespan yielded."""
 
     @property
+    def queue(self) -> str:
+        """The name of its queue."""
+        return self._run.source.queue.name
+
+    @property
     def id(self) -> str:
         """The task's id."""
-        return self._entry.task_id.decode("utf-8", "replace")
+        return self._run.entry.task_id.decode("utf-8", "replace")
 
     @property
     def type(self) -> str:
@@ -69,7 +72,7 @@ class TaskContext:
     @property
     def crashes(self) -> int:
         """Times a worker died while it ran this task."""
-        return self._entry.crashes
+        return self._run.entry.crashes
 
     @property
     def attempt(self) -> int:
@@ -85,6 +88,23 @@ class TaskContext:
     def deadline(self) -> datetime | None:
         """When this attempt is cut off: the earlier of timeout and deadline; None for no limit."""
         return moment(cut_off_ms(self._message, self._definition, self._started_ms))
+
+    @property
+    def cancelled(self) -> str | None:
+        """Why the handler should end now; None while it may go on.
+
+        ``cancel``: the task has been cancelled; ``timeout``: its time is over; ``lost``: another worker has
+        the task; ``shutdown``: the worker ends. A handler in a thread cannot be stopped from outside: a long
+        one asks this now and then.
+        """
+        stop = self._run.stop
+        return None if stop is None else stop.value
+
+    def raise_if_cancelled(self) -> None:
+        """End here if the handler should: raises AttemptCancelled, which counts as what stopped it."""
+        why = self.cancelled
+        if why is not None:
+            raise AttemptCancelled(f"the handler was told to stop ({why})")
 
     def __repr__(self) -> str:
         return f"<TaskContext {self.type!r} {self.id} attempt={self.attempt}>"

@@ -17,12 +17,14 @@ from streamq.broker.working import Entry
 from streamq.clock import ServerClock
 from streamq.codec import decode_message, decode_payload, encode_result
 from streamq.errors import (
+    AttemptCancelled,
     AttemptTimeout,
     HandlerExited,
     LeaseLost,
     PayloadError,
     StoredDataError,
 )
+from streamq.model.cancelling import Cancel
 from streamq.model.definition import Definition
 from streamq.model.lanes import Lane
 from streamq.model.limits import Limits
@@ -35,8 +37,10 @@ from streamq.worker.outcome import (
     COMPLETE,
     RELEASE,
     Archive,
+    Discard,
     NotAdmitted,
     Outcome,
+    after_cancel,
     after_error,
     after_refusal,
     after_success,
@@ -50,7 +54,7 @@ log = logging.getLogger("streamq.executor")
 
 _EAGER = sys.version_info >= (3, 12)
 
-_CUT_OFF = frozenset({Stop.TIMEOUT, Stop.LOST})
+_CUT_OFF = frozenset({Stop.TIMEOUT, Stop.LOST, Stop.CANCEL})
 """Stops after which what a thread came to no longer counts; after a shutdown it still does."""
 
 
@@ -140,6 +144,11 @@ class Executor:
                 if run.handle is not None and run.began:
                     run.handle.cancel()
 
+    def cancel(self, run: Run, cancel: Cancel) -> None:
+        """Stop a run because its task has been cancelled; that decides what becomes of the task."""
+        run.cancel = cancel
+        self.stop_runs(Stop.CANCEL, [run])
+
     def stuck_runs(self) -> list[Run]:
         """Runs whose handlers still run: after ``stop_runs``, those that will not be stopped."""
         return list(self._running)
@@ -166,14 +175,15 @@ class Executor:
             run.handle = handle
 
     def _context(self, run: Run, message: Message, definition: Definition) -> TaskContext:
-        return TaskContext(
-            run.source.queue.name, run.entry, message, definition, self._clock.now_ms(), self.state
-        )
+        return TaskContext(run, message, definition, self._clock.now_ms(), self.state)
 
     def _too_late(self, run: Run, message: Message) -> bool:
         now_ms = self._clock.now_ms()
         if message.expires_ms is not None and message.expires_ms <= now_ms:
-            self._archive_unstarted(run, Archive(message, Reason.EXPIRED), Reason.EXPIRED)
+            if message.on_expiry:
+                self._settle(run, Discard(Reason.EXPIRED))
+            else:
+                self._archive_unstarted(run, Archive(message, Reason.EXPIRED), Reason.EXPIRED)
             return True
         if message.deadline_ms is not None and message.deadline_ms <= now_ms:
             late = AttemptTimeout("the deadline had passed before the attempt could start")
@@ -220,6 +230,8 @@ class Executor:
             await self._broken_off(run, work.exception())
         elif run.stop is None:
             await self._failed(run, error)
+        elif isinstance(work.exception(), AttemptCancelled):
+            await self._broken_off(run, work.exception())
         elif work.exception() is not None:
             await self._failed(run, work.exception() or error)
         else:
@@ -271,7 +283,7 @@ class Executor:
 
     async def _broken_off(self, run: Run, error: BaseException | None) -> None:
         """A handler ended by an error, or too late, after it had been told to stop."""
-        if run.stop is Stop.SHUTDOWN:
+        if run.stop is Stop.SHUTDOWN or run.stop is Stop.CANCEL:
             self._record(run, RELEASE)
         elif run.stop is Stop.LOST:
             self._held.remove(run)
@@ -285,6 +297,9 @@ class Executor:
         message, definition = run.message, run.definition
         assert message is not None  # noqa: S101  # set before the handler was started
         assert definition is not None  # noqa: S101
+        if run.cancel is not None:
+            self._record(run, RELEASE)
+            return
         if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
             exited = HandlerExited(f"the handler raised {type(error).__name__}")
             exited.__cause__ = error
@@ -337,16 +352,21 @@ class Executor:
     async def _tell(self, name: str, run: Run, fact: Any) -> None:
         """Call the user's hooks, after the outcome is recorded: whatever they do, the task is settled."""
         message, definition = run.message, run.definition
-        if message is not None and definition is not None and self._teller.wants(name, definition):
+        if message is None or definition is None or run.cancel is not None:
+            return  # what was cancelled has neither failed nor succeeded
+        if self._teller.wants(name, definition):
             await self._teller.tell(name, self._context(run, message, definition), definition, fact)
 
     def _record(self, run: Run, outcome: Outcome) -> None:
         if run.timer is not None:
             run.timer.cancel()  # it is for the handler: hooks that come now have their own limit
-        if run.stop is not Stop.LOST:
+        if run.stop is Stop.LOST:
+            self._held.remove(run)
+        elif run.cancel is None:
             self._settle(run, outcome)
         else:
-            self._held.remove(run)
+            # Whatever the handler came to, in spite of the cancel or because of it.
+            self._settle(run, after_cancel(run.cancel))
 
     def _ended(self, run: Run) -> None:
         if run.timer is not None:

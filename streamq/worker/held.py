@@ -13,6 +13,7 @@ from typing import Any
 
 from streamq.broker.keys import QueueKeys
 from streamq.broker.working import Entry
+from streamq.model.cancelling import Cancel
 from streamq.model.definition import Definition
 from streamq.model.lanes import Lane
 from streamq.model.message import Message
@@ -24,6 +25,7 @@ class Stop(Enum):
     TIMEOUT = "timeout"
     LOST = "lost"
     SHUTDOWN = "shutdown"
+    CANCEL = "cancel"
 
 
 class Source:
@@ -42,6 +44,7 @@ class Run:
 
     __slots__ = (
         "began",
+        "cancel",
         "definition",
         "entry",
         "handle",
@@ -69,6 +72,8 @@ class Run:
         self.stop: Stop | None = None
         self.tokens: Sequence[tuple[str, bytes]] = ()
         """What is given back when it is settled: names of limiters, and the tokens taken of them."""
+        self.cancel: Cancel | None = None
+        """Somebody cancelled the task. What that asked for is its outcome, whatever else happens."""
         self.outcome_recorded = False
         """The settler has it: whatever becomes of the lease, the handler is through."""
 

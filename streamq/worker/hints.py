@@ -1,4 +1,4 @@
-"""Listens to the queues' hints: something is due earlier than known, a queue was paused or resumed.
+"""Listens to hints: something is due earlier than known, a queue was paused or resumed, a task cancelled.
 
 Hints only make things quicker. One that is lost delays, because every component also looks by itself.
 """
@@ -15,6 +15,8 @@ from streamq.errors import ServerError
 
 log = logging.getLogger("streamq.hints")
 
+_CANCEL = b"cancel "
+
 
 class Hints:
     """The subscription of one worker."""
@@ -26,10 +28,12 @@ class Hints:
         *,
         on_due: Callable[[], None],
         on_paused: Callable[[str, bool], None],
+        on_cancelled: Callable[[str, bytes], None],
     ) -> None:
         self._queues = {queue.hints.encode(): queue.name for queue in queues}
         self._on_due = on_due
         self._on_paused = on_paused
+        self._on_cancelled = on_cancelled
         # After a reconnect hints may have been missed: looking again is what each of them asks for.
         self._listener = Listener(address, self._on_message, on_connect=on_due)
 
@@ -49,3 +53,5 @@ class Hints:
             self._on_due()
         elif hint in {b"pause", b"resume"}:
             self._on_paused(self._queues[channel], hint == b"pause")
+        elif hint.startswith(_CANCEL):
+            self._on_cancelled(self._queues[channel], hint.removeprefix(_CANCEL))

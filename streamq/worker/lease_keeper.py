@@ -2,20 +2,22 @@
 
 A handler that hogs the event loop therefore does not lose its lease. What Redis no longer knows was
 recovered by someone else: those runs are lost, their handlers are cancelled and their outcomes will
-be refused anyway.
+be refused anyway. With each renewal it asks whether one of the tasks has been cancelled.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from streamq.broker import working
+from streamq.broker.keys import QueueKeys
 from streamq.broker.refusals import NoGroup
 from streamq.broker.sync_runner import SyncRunner
 from streamq.clock import monotonic_s
-from streamq.errors import ServerError
+from streamq.errors import PermissionDenied, ServerError
+from streamq.model.lanes import LANES
 from streamq.worker.complaints import Complaints
 
 log = logging.getLogger("streamq.lease_keeper")
@@ -25,20 +27,28 @@ _RETRY_S = 0.2
 
 
 class LeaseKeeper:
-    """The thread that renews. ``on_lost`` is called in it, with the lane and the ids that are gone."""
+    """The thread that renews.
+
+    In it are called ``on_lost``, with the lane and the ids that are gone, and ``on_marks``, with the lane
+    and the marks of tasks that have been cancelled.
+    """
 
     def __init__(
         self,
         runner: SyncRunner,
         snapshot: Callable[[], Mapping[bytes, list[bytes]]],
         on_lost: Callable[[bytes, list[bytes]], None],
+        on_marks: Callable[[bytes, dict[bytes, bytes]], None] = lambda _lane, _marks: None,
         *,
+        queues: Iterable[QueueKeys] = (),
         consumer: str,
         lease_ms: int,
     ) -> None:
         self._runner = runner
         self._snapshot = snapshot
         self._on_lost = on_lost
+        self._on_marks = on_marks
+        self._places = {queue.lanes[lane]: (queue, lane) for queue in queues for lane in LANES}
         self._consumer = consumer
         self._period_s = lease_ms / 3000
         self._stopping = threading.Event()
@@ -87,8 +97,21 @@ class LeaseKeeper:
                 gone = [entry_id for entry_id in page if entry_id not in kept]
                 if gone:
                     self._on_lost(lane, gone)
+                self._look_for_marks(lane, [entry_id for entry_id in page if entry_id in kept])
         self.renewed += standing
         return standing
+
+    def _look_for_marks(self, lane: bytes, page: list[bytes]) -> None:
+        place = self._places.get(lane)
+        if place is None or not page:
+            return
+        try:
+            marks = self._runner.run(working.marks(*place, page))
+        except PermissionDenied:
+            # A right that is new must not cost the leases of the next lanes.
+            return
+        if marks:
+            self._on_marks(lane, marks)
 
     def _extend(self, lane: bytes, page: list[bytes]) -> set[bytes]:
         try:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from streamq.errors import Drop, OptionError, RetryAfter, SkipRetry
 from streamq.errors import Release as GiveBack
+from streamq.model.cancelling import Cancel
 from streamq.model.definition import Definition
 from streamq.model.durations import duration_ms
 from streamq.model.limits import Limits
@@ -43,7 +44,7 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Failed for good. ``message`` is None where the stored bytes cannot be read: they are kept."""
+    """Over, and kept for inspection. ``message`` is None where the stored bytes are kept as they are."""
 
     message: Message | None
     reason: Reason
@@ -71,7 +72,21 @@ LONGEST_BACKOFF_MS = 10_000
 """A task that waits for others to end asks again when it has waited as long again as before, but no later."""
 
 
-Outcome = Complete | Retain | RetryLater | Archive | Release
+@dataclass(frozen=True, slots=True)
+class Postpone:
+    """To be tried again after ``delay_ms``, as it is: a cancel asked for that."""
+
+    delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Forgotten without a result, for this reason."""
+
+    reason: Reason
+
+
+Outcome = Complete | Retain | RetryLater | Archive | Release | Postpone | Discard
 
 COMPLETE = Complete()
 RELEASE = Release()
@@ -177,6 +192,15 @@ def _note(message: Message, error: BaseException, now_ms: int, limits: Limits) -
         traceback=_traceback(error)[-limits.error_chars :] or None,
         failed_ms=now_ms,
     )
+
+
+def after_cancel(cancel: Cancel) -> Outcome:
+    """The outcome of a task that was cancelled while it was active, however its attempt ended."""
+    if cancel.outcome == "delete":
+        return Discard(Reason.CANCELLED)
+    if cancel.outcome == "retry":
+        return Postpone(cancel.delay_ms)
+    return Archive(None, Reason.CANCELLED)
 
 
 def retry_of(message: Message, definition: Definition) -> Retry:

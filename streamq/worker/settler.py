@@ -22,17 +22,29 @@ from streamq.broker.working import MAX_SETTLE_TASKS, Settle
 from streamq.clock import ServerClock, utc_day
 from streamq.codec import encode_message
 from streamq.errors import ServerError
+from streamq.model.cancelling import Cancel
 from streamq.model.message import Message
 from streamq.model.parked import Parked, Reason
 from streamq.worker.complaints import Complaints
 from streamq.worker.held import Held, Run, Source
-from streamq.worker.outcome import Archive, Complete, Outcome, Release, Retain, RetryLater
+from streamq.worker.outcome import (
+    Archive,
+    Complete,
+    Discard,
+    Outcome,
+    Postpone,
+    Release,
+    Retain,
+    RetryLater,
+    after_cancel,
+)
 
 log = logging.getLogger("streamq.settler")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _MAX_SETTLE_BYTES = 1 << 20
+_CANCELLED = b"cancelled:"
 
 _Kind = type[Outcome]
 _Bucket = tuple[_Kind, Source]
@@ -145,13 +157,19 @@ class Settler:
         return self.settled - before
 
     def _confirm(self, batch: _Batch, words: list[bytes]) -> None:
-        lost = 0
+        lost = cancelled = 0
         for run, word in zip(batch.runs, words, strict=True):
+            if word.startswith(_CANCELLED):
+                # Nobody had told this worker yet. Nothing was done: what the cancel asked for is.
+                cancelled += 1
+                run.cancel = Cancel.unpack(word.removeprefix(_CANCELLED))
+                self.settle(run, after_cancel(run.cancel))
+                continue
             self._held.remove(run)
             if word != b"ok":
                 lost += 1
         self.unsettled -= len(batch.runs)
-        self.settled += len(batch.runs) - lost
+        self.settled += len(batch.runs) - lost - cancelled
         if lost and not batch.sent:
             self.lost += lost
             log.warning(
@@ -190,9 +208,11 @@ class Settler:
         if kind is Release:
             return working.release(queue, lane, entry_ids)
         tasks = [_words(run, outcome) for run, outcome in items]
+        if kind is Discard:
+            return working.discard(queue, lane, day, tasks)
         if kind is Retain:
             return working.retain(queue, lane, day, tasks)
-        if kind is RetryLater:
+        if kind is RetryLater or kind is Postpone:
             return working.retry(queue, lane, day, tasks)
         return working.archive(queue, lane, day, tasks, self._archive_size, self._archive_age_ms)
 
@@ -212,8 +232,12 @@ def _words(run: Run, outcome: Any) -> Settle:
             return Settle((entry_id, task_id, retention_ms, _parked(run, message)))
         case RetryLater(message, delay_ms, failed):
             return Settle((entry_id, task_id, delay_ms, int(failed), _parked(run, message)))
+        case Postpone(delay_ms):
+            return Settle((entry_id, task_id, delay_ms, "c", _parked(run, None)))
         case Archive(message, reason):
             return Settle((entry_id, task_id, _parked(run, message, reason)))
+        case Discard(reason):
+            return Settle((entry_id, task_id, reason.value))
     raise TypeError(f"{type(outcome).__name__} has no words")
 
 

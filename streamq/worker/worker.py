@@ -35,6 +35,7 @@ from streamq.errors import ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
 from streamq.worker.auditor import Auditor
+from streamq.worker.canceller import Canceller
 from streamq.worker.caretaker import Caretaker
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
@@ -121,9 +122,12 @@ class Worker:
             SyncRunner(address, timeouts=config.timeouts),
             self.held.snapshot,
             self._on_lost,
+            self._on_marks,
+            queues=self.queues.values(),
             consumer=self.id,
             lease_ms=config.lease_ms,
         )
+        self.canceller = Canceller(self._control, self.queues.values(), self.held, self.executor.cancel)
         queues = list(self.queues.values())
         self.caretaker = Caretaker(
             self._control, self.keys, queues, self.clock, worker_id=self.id, period_s=config.care_s
@@ -151,7 +155,13 @@ class Worker:
         self.presence = Presence(
             self._control, self.keys, self.clock, self.describe, period_s=config.presence_s
         )
-        self.hints = Hints(address, queues, on_due=self.forwarder.wake, on_paused=self._on_paused)
+        self.hints = Hints(
+            address,
+            queues,
+            on_due=self.forwarder.wake,
+            on_paused=self._on_paused,
+            on_cancelled=self.canceller.hint,
+        )
 
     @property
     def stuck(self) -> int:
@@ -194,6 +204,7 @@ class Worker:
                 kept = [
                     keepers.create_task(self.presence.run(), name="streamq-presence"),
                     keepers.create_task(self.hints.run(), name="streamq-hints"),
+                    keepers.create_task(self.canceller.run(), name="streamq-canceller"),
                 ]
                 try:
                     await self._fetch_until_quiet()
@@ -340,6 +351,12 @@ class Worker:
         if self._loop is not None:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._lose, lane, entry_ids)
+
+    def _on_marks(self, lane: bytes, marks: dict[bytes, bytes]) -> None:
+        """Called in the lease keeper's thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.canceller.apply, lane, marks)
 
     def _lose(self, lane: bytes, entry_ids: list[bytes]) -> None:
         runs = [run for entry_id in entry_ids if (run := self.held.get(lane, entry_id)) is not None]

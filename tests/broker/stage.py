@@ -22,6 +22,7 @@ from streamq.broker.producing import OWN_ID, how
 from streamq.broker.sync_runner import SyncRunner
 from streamq.broker.working import Entry, Recovered, Settle
 from streamq.clock import utc_day, wall_ms
+from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.lanes import LANES, Lane
 from streamq.model.parked import Parked, Reason
 from tests.servers import Server
@@ -154,6 +155,14 @@ class Stage:
 
     def purge(self, archive_age_ms: int = LONG_MS, archive_size: int = 1_000_000) -> moving.Purged:
         return self.run(moving.purge(self.queue, archive_age_ms, archive_size))
+
+    def cancel(self, task_id: str, outcome: CancelOutcome = "archive", delay_ms: int = 0) -> bytes:
+        mark = Cancel(outcome, delay_ms).pack()
+        return self.run(steering.cancel(self.queue, task_id, mark, DAY))
+
+    def discard(self, *entries: Entry, reason: Reason = Reason.EXPIRED) -> list[bytes]:
+        tasks = [Settle((entry.entry_id, entry.task_id, reason.value)) for entry in entries]
+        return self.run(working.discard(self.queue, entries[0].lane, DAY, tasks))
 
     def delete(self, task_id: str) -> bytes:
         return self.run(moving.delete(self.queue, task_id))

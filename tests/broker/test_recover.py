@@ -14,7 +14,7 @@ from streamq.model.states import State
 from tests.broker.stage import DAY, Stage
 
 LEASE_MS = 10_000
-NOTHING = (b"0-0", 0, 0, 0, 0, 0)
+NOTHING = (b"0-0", 0, 0, 0, 0, 0, 0)
 
 
 def crash(stage: Stage, task_id: str, times: int, *, crash_limit: int = 99) -> None:

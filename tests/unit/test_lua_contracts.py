@@ -46,6 +46,8 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "retry": [lambda queue: working.retry(queue, Lane.NORMAL, DAY, SETTLED)],
     "archive": [lambda queue: working.archive(queue, Lane.NORMAL, DAY, SETTLED, 10, 10)],
     "tidy": [lambda queue: working.tidy(queue, [b"a"], [b"n1-1"])],
+    "discard": [lambda queue: working.discard(queue, Lane.NORMAL, DAY, SETTLED)],
+    "cancel": [lambda queue: steering.cancel(queue, "a", "a0", DAY)],
     "release": [lambda queue: working.release(queue, Lane.FRONT, [b"1-1"])],
     "recover": [
         lambda queue: working.recover(
@@ -257,6 +259,7 @@ def test_the_native_commands_stay_in_one_slot_too() -> None:
         working.extend(QUEUE.lanes[Lane.LOW], "w", [b"1-1"]),
         working.make_group(QUEUE.lanes[Lane.LOW]),
         steering.has_content(QUEUE),
+        working.marks(QUEUE, Lane.LOW, [b"1-1"]),
         *inspecting.lane_lengths(QUEUE),
         *inspecting.pending_counts(QUEUE),
         *inspecting.cardinalities(QUEUE),
@@ -316,7 +319,7 @@ def test_settling_scripts_acknowledge_before_they_write(name: str) -> None:
 
 def test_reasons_that_scripts_write_are_known() -> None:
     written = {reason for name in script_names() for reason in re.findall(r"'!(\w+):'", header(name).body)}
-    assert written == {"crashed", "orphaned", "undecodable"}
+    assert written == {"crashed", "cancelled", "orphaned", "undecodable"}
     assert written <= set(Reason)
 
 

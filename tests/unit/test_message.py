@@ -9,7 +9,7 @@ import pytest
 
 from streamq.codec import decode_message, encode_message
 from streamq.errors import MessageError, UnknownVersion
-from streamq.model.message import FIELDS, NO_TIMEOUT, VERSION, Message
+from streamq.model.message import DROP, FIELDS, NO_TIMEOUT, VERSION, Message
 
 FULL: dict[str, Any] = {
     "type": "mail.send",
@@ -29,6 +29,7 @@ FULL: dict[str, Any] = {
     "result": b"\x01",
     "completed_ms": 1_767_000_000_004,
     "put_back": 3,
+    "on_expiry": DROP,
 }
 PLAIN = {"type": "t", "payload": b"p", "enqueued_ms": 1}
 

@@ -111,6 +111,8 @@ BAD: list[tuple[str, Any]] = [
     ("priority", None),
     ("priority", 1),
     ("priority", "f"),
+    ("on_expiry", "delete"),
+    ("on_expiry", None),
     ("delay", -1),
     ("delay", -0.001),
     ("delay", timedelta(seconds=-1)),

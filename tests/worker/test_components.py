@@ -22,6 +22,7 @@ COMPONENTS: dict[str, Callable[[Worker], Run]] = {
     "janitor": lambda worker: worker.janitor.run,
     "auditor": lambda worker: worker.auditor.run,
     "caretaker": lambda worker: worker.caretaker.run,
+    "canceller": lambda worker: worker.canceller.run,
     "presence": lambda worker: worker.presence.run,
     "hints": lambda worker: worker.hints.run,
     "settler": lambda worker: worker.settler.run,
