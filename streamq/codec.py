@@ -55,6 +55,14 @@ def decode_payload(payload: bytes) -> tuple[list[Any], dict[str, Any]]:
     raise MessageError("the payload is not [args, kwargs]")
 
 
+def decode_batch(payload: bytes) -> list[tuple[bytes, bytes]]:
+    """The members that ``flush_group.lua`` put into a batch: id and stored message. Raises MessageError."""
+    words = _load(payload)
+    if not isinstance(words, list) or len(words) % 2 or not all(type(word) is bytes for word in words):
+        raise MessageError("the payload is not the members of a batch")
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
 def encode_result(value: object, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """CBOR of what a handler returned. Raises PayloadError."""
     if type(value) not in _ATOMS:

@@ -1,6 +1,7 @@
 -- Deletes one task that is not running, with everything kept of it.
 -- EDGE ready -> gone
 -- EDGE scheduled -> gone
+-- EDGE aggregating -> gone
 -- EDGE retry -> gone
 -- EDGE completed -> gone
 -- EDGE archived -> gone
@@ -16,11 +17,15 @@
 -- KEYS[10] archived – sorted set
 -- KEYS[11] unique – hash, dedup key to whose lock it is; "+" and the key to who waits behind a keep-last lock
 -- KEYS[12] owners – hash, task id to dedup key
+-- KEYS[13] aggregating – sorted set, members of all groups in order of arrival
+-- KEYS[14] groups – sorted set, group by the time in ms at which it becomes a batch
+-- KEYS[15] grouped – hash, task id to arrival, rule and group; or "=" and its batch
 -- ARGV[1] task id
--- RETURNS a word: ok, missing, active (refused: a worker holds it)
+-- RETURNS a word: ok, missing, active (refused: a worker holds it), or batched: and the batch that it is part of (refused)
 -- COST constant
 local lanes = {f = KEYS[1], h = KEYS[2], n = KEYS[3], l = KEYS[4]}
 local index, parked, unique, owners, id = KEYS[5], KEYS[6], KEYS[11], KEYS[12], ARGV[1]
+local aggregating, groups, grouped = KEYS[13], KEYS[14], KEYS[15]
 
 -- A lock ends with its task by itself, but for a window, which would stand to its end.
 local function free_lock()
@@ -43,7 +48,20 @@ if place then
   free_lock()
   return 'ok'
 end
+local record = redis.call('HGET', grouped, id)
+local batch = string.match(record or '', '^=(.*)$')
+if batch and redis.call('HEXISTS', index, batch) + redis.call('HEXISTS', parked, batch) > 0 then
+  return 'batched:' .. batch
+end
 free_lock()
+if record then
+  redis.call('HDEL', grouped, id)
+  local arrival, group = string.match(record, '^(%d+) %d+,%d+,%d+,(.*)$')
+  if group and redis.call('ZREM', aggregating, group .. '\0' .. arrival .. '\0' .. id) == 1 then
+    local members = redis.call('ZLEXCOUNT', aggregating, '[' .. group .. '\0', '(' .. group .. '\1')
+    if members == 0 then redis.call('ZREM', groups, group) end
+  end
+end
 for k = 7, 10 do redis.call('ZREM', KEYS[k], id) end
 if redis.call('HDEL', parked, id) == 1 then return 'ok' end
 return 'missing'

@@ -210,11 +210,12 @@ local function remove(id)
   leave_group(id)
 end
 
-local arrivals, next_due, next_batch = 0, nil, nil
+local arrivals, next_due, next_batch, former_batch = 0, nil, nil, nil
 
 local function join_group(id, rule)
   local grace, delay, size, group = string.match(rule, '^(%d+),(%d+),(%d+),(.*)$')
   local arrival = string.format('%016.0f', now_us + arrivals)
+  if arrivals == 0 then former_batch = tonumber(redis.call('ZRANGE', groups, 0, 0, 'WITHSCORES')[2]) end
   arrivals = arrivals + 1
   redis.call('ZADD', aggregating, 0, group .. '\0' .. arrival .. '\0' .. id)
   redis.call('HSET', grouped, id, arrival .. ' ' .. rule)
@@ -480,12 +481,10 @@ end
 local reply = uniform and words[1] or table.concat(words, ' ')
 redis.call('HSET', producers, producer, ARGV[2] .. ' ' .. now .. ' ' .. first_id .. ' ' .. reply)
 -- Forwarders and aggregators sleep until the next time they know of; a user without rights to the channel only wakes
--- them later.
-local function heads(set, due)
-  local head = due and redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')
-  return head and tonumber(head[2]) == due
-end
-if heads(scheduled, next_due) or heads(groups, next_batch) then redis.pcall('PUBLISH', hints, 'due') end
+-- them later. A group that has come to be due later than before needs no word: they look again then.
+local head = next_due and redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES')
+local sooner = next_batch and (not former_batch or next_batch < former_batch)
+if sooner or (head and tonumber(head[2]) == next_due) then redis.pcall('PUBLISH', hints, 'due') end
 -- Where this producer was known, the queue has not been removed since its last call.
 if not last and redis.call('HSETNX', config, 'created', now) == 1 then return {'new', reply, limited} end
 return {'known', reply, limited}

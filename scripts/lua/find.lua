@@ -10,26 +10,45 @@
 -- KEYS[8] retry – sorted set
 -- KEYS[9] completed – sorted set
 -- KEYS[10] archived – sorted set
+-- KEYS[11] groups – sorted set, group by the time in ms at which it becomes a batch
+-- KEYS[12] grouped – hash, task id to arrival, rule and group; or "=" and its batch
 -- ARGV[1] task id
 -- RETURNS {ready, place, fields}; {active, place, fields, consumer, idle in ms}; {state, time in ms, parked value} for
---         scheduled, retry, completed, archived; {missing}; {orphan} when the index or the body points nowhere
+--         scheduled, retry, completed, archived, and for aggregating, where the time is that at which its group becomes
+--         a batch; scheduled and aggregating end with the group, if there is one; {batch, id, one of these} for a task
+--         that went into a batch; {missing}; {orphan} when the index or the body points nowhere
 -- COST constant
 local lanes = {f = KEYS[1], h = KEYS[2], n = KEYS[3], l = KEYS[4]}
-local index, parked, id = KEYS[5], KEYS[6], ARGV[1]
+local index, parked, groups, grouped = KEYS[5], KEYS[6], KEYS[11], KEYS[12]
 
-local place = redis.call('HGET', index, id)
-if place then
-  local lane, entry = lanes[string.sub(place, 1, 1)], string.sub(place, 2)
-  local found = redis.call('XRANGE', lane, entry, entry)[1]
-  if not found then return {'orphan'} end
-  local pending = redis.pcall('XPENDING', lane, 'w', entry, entry, 1)
-  if pending.err or #pending == 0 then return {'ready', place, found[2]} end
-  return {'active', place, found[2], pending[1][2], pending[1][3]}
+local function group_of(id)
+  return string.match(redis.call('HGET', grouped, id) or '', '^%d+ %d+,%d+,%d+,(.*)$')
 end
-local value = redis.call('HGET', parked, id)
-if not value then return {'missing'} end
-for k, state in ipairs({'scheduled', 'retry', 'completed', 'archived'}) do
-  local score = redis.call('ZSCORE', KEYS[6 + k], id)
-  if score then return {state, score, value} end
+
+local function look(id)
+  local place = redis.call('HGET', index, id)
+  if place then
+    local lane, entry = lanes[string.sub(place, 1, 1)], string.sub(place, 2)
+    local found = redis.call('XRANGE', lane, entry, entry)[1]
+    if not found then return {'orphan'} end
+    local pending = redis.pcall('XPENDING', lane, 'w', entry, entry, 1)
+    if pending.err or #pending == 0 then return {'ready', place, found[2]} end
+    return {'active', place, found[2], pending[1][2], pending[1][3]}
+  end
+  local value = redis.call('HGET', parked, id)
+  if not value then return nil end
+  for k, state in ipairs({'scheduled', 'retry', 'completed', 'archived'}) do
+    local score = redis.call('ZSCORE', KEYS[6 + k], id)
+    if score then return {state, score, value, state == 'scheduled' and group_of(id) or nil} end
+  end
+  local group = group_of(id)
+  if not group then return {'orphan'} end
+  return {'aggregating', redis.call('ZSCORE', groups, group) or '0', value, group}
 end
-return {'orphan'}
+
+local found = look(ARGV[1])
+if found then return found end
+local batch = string.match(redis.call('HGET', grouped, ARGV[1]) or '', '^=(.*)$')
+found = batch and look(batch)
+if not found then return {'missing'} end
+return {'batch', batch, found}

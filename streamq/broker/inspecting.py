@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamq.broker.command import Command
@@ -31,6 +31,10 @@ class Found:
     time_ms: int | None = None
     parked: Parked | None = None
     orphan: bool = False
+    group: str | None = None
+    """The group that it waits in, or will join when it is due."""
+    batch: str | None = None
+    """The batch that it went into: all else said here is that batch's."""
 
     @property
     def message_bytes(self) -> bytes:
@@ -40,7 +44,8 @@ class Found:
 
 def find(queue: QueueKeys, task_id: str) -> Command[Found]:
     """Find one task in whatever state it is."""
-    return Command(script("find"), task_keys(queue), (task_id,), _parse_found)
+    keys = (*task_keys(queue), queue.groups, queue.grouped)
+    return Command(script("find"), keys, (task_id,), _parse_found)
 
 
 def _parse_found(reply: Any) -> Found:
@@ -53,8 +58,15 @@ def _parse_found(reply: Any) -> Found:
             return Found(State.READY, entry=_entry(place, fields))
         case [b"active", place, fields, worker, idle_ms]:
             return Found(State.ACTIVE, entry=_entry(place, fields), worker=worker.decode(), idle_ms=idle_ms)
-        case [state, score, value]:
-            return Found(State(state.decode()), time_ms=int(float(score)), parked=Parked.unpack(value))
+        case [b"batch", batch, found]:
+            return replace(_parse_found(found), batch=batch.decode())
+        case [state, score, value, *group]:
+            return Found(
+                State(state.decode()),
+                time_ms=int(float(score)),
+                parked=Parked.unpack(value),
+                group=group[0].decode().partition("\n")[2] if group else None,
+            )
     raise MessageError("an answer of find that this version does not know")
 
 

@@ -26,14 +26,28 @@ class Forwarded(NamedTuple):
     """1 when the queue is paused."""
     unreadable: int
     """Bodies that make no sense: archived with their bytes."""
+    batch_ms: int
+    """Milliseconds until the next group becomes a batch; 0: now; -1: there is no group."""
+    tick_ms: int
+    """Milliseconds until the next tick of a schedule; 0: now; -1: there is none."""
 
 
 def forward(queue: QueueKeys) -> Command[Forwarded]:
-    """Make tasks ready whose time has come."""
-    waiting = (queue.scheduled, queue.retry)
+    """Make tasks ready whose time has come, or let them join their groups; say what is due next."""
     keys = (
-        *_user_lanes(queue), queue.index, queue.parked, *waiting, queue.config, queue.archived, queue.stats,
-    )  # fmt: skip
+        *_user_lanes(queue),
+        queue.index,
+        queue.parked,
+        queue.scheduled,
+        queue.retry,
+        queue.config,
+        queue.archived,
+        queue.stats,
+        queue.aggregating,
+        queue.groups,
+        queue.grouped,
+        queue.cron_due,
+    )
     return Command(script("forward"), keys, (FORWARD_PAGE,), lambda reply: Forwarded(*reply))
 
 
@@ -54,8 +68,8 @@ def purge(queue: QueueKeys, archive_age_ms: int, archive_size: int) -> Command[P
 
 
 def delete(queue: QueueKeys, task_id: str) -> Command[bytes]:
-    """Delete a task that is not running. Answers ok, missing or active."""
-    keys = (*task_keys(queue), queue.unique, queue.owners)
+    """Delete a task that is not running. Answers ok, missing, active, or ``batched:`` and its batch."""
+    keys = (*task_keys(queue), queue.unique, queue.owners, queue.aggregating, queue.groups, queue.grouped)
     return Command(script("delete"), keys, (task_id,), bytes)
 
 

@@ -195,6 +195,26 @@ def marks(queue: QueueKeys, lane: Lane, entry_ids: Sequence[bytes]) -> Command[d
     return Command(None, (queue.cancels,), words, parse)
 
 
+def settle_batch(
+    queue: QueueKeys, lane: Lane, day: str, batch: Settle, aside: Sequence[tuple[bytes, bytes]]
+) -> Command[list[bytes]]:
+    """Settle a batch that succeeded without some members, which are archived by themselves.
+
+    Words of the batch: entry id, task id, retention in ms (0: not kept), parked value. ``aside`` has
+    the task id and the parked value of each such member.
+    """
+    keys = (
+        *_settle_keys(queue, lane),
+        queue.completed,
+        queue.archived,
+        queue.grouped,
+        queue.stats,
+        queue.stats_of(day),
+    )
+    members = [word for pair in aside for word in pair]
+    return Command(script("settle_batch"), keys, (queue.done(""), *batch.words, *members), _parse_words)
+
+
 def release(queue: QueueKeys, lane: Lane, entry_ids: Sequence[bytes]) -> Command[list[bytes]]:
     """Give tasks back unfinished, at the front.
 

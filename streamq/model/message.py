@@ -42,6 +42,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "completed_ms": ("c", int),
     "put_back": ("q", int),
     "on_expiry": ("j", int),
+    "group": ("g", str),
 }
 
 NO_TIMEOUT = 0
@@ -194,6 +195,11 @@ class Message:
     def put_back(self) -> int:
         """How often limits have put it back since its handler last ran."""
         return self._stored.get("q", 0)  # type: ignore[no-any-return]
+
+    @property
+    def group(self) -> str | None:
+        """The group of which this is a batch: its payload is the members. None: it is no batch."""
+        return self._stored.get("g")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self._stored == other._stored

@@ -98,8 +98,18 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
         {
             (State.SCHEDULED, State.READY),
             (State.RETRY, State.READY),
+            (State.SCHEDULED, State.AGGREGATING),
+            (State.RETRY, State.AGGREGATING),
             (State.SCHEDULED, State.ARCHIVED),
             (State.RETRY, State.ARCHIVED),
+        }
+    ),
+    "flush_group": frozenset({(State.AGGREGATING, State.READY)}),
+    "settle_batch": frozenset(
+        {
+            (State.ACTIVE, Edge.GONE),
+            (State.ACTIVE, State.COMPLETED),
+            (State.ACTIVE, State.ARCHIVED),
         }
     ),
     "audit_lane": frozenset({(Edge.LOST, State.READY), (Edge.LOST, State.ARCHIVED)}),
@@ -135,6 +145,7 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
         {
             (State.READY, Edge.GONE),
             (State.SCHEDULED, Edge.GONE),
+            (State.AGGREGATING, Edge.GONE),
             (State.RETRY, Edge.GONE),
             (State.COMPLETED, Edge.GONE),
             (State.ARCHIVED, Edge.GONE),

@@ -258,7 +258,12 @@ class Stage:
             for name in self.members(zset)
         ]
         grouped: Any = self.redis.hgetall(queue.grouped)
-        waiting += [name.decode() for name, place in grouped.items() if place[:1] not in {b"=", b"0"}]
+        members = [name for name, place in grouped.items() if not place.startswith((b"=", b"0 "))]
+        names: Any = self.redis.zrange(queue.aggregating, 0, -1)
+        assert sorted(members) == sorted(name.split(b"\0")[2] for name in names), "members without a group"
+        listed: Any = self.redis.zrange(queue.groups, 0, -1)
+        assert {name.split(b"\0")[0] for name in names} == set(listed), "groups without members"
+        waiting += [name.decode() for name in members]
         bodies: Any = self.redis.hkeys(queue.parked)
         assert sorted(waiting) == sorted(body.decode() for body in bodies), "bodies do not match the sets"
         assert not {name.encode() for name in waiting} & places.keys(), "a task is in two states"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamq.model.lanes import Lane
+from tests.broker import groups
 from tests.broker.stage import LONG_MS, Stage
 
 STATES = ("ready", "released", "scheduled", "retry", "completed", "archived")
@@ -65,3 +66,36 @@ def test_what_a_broken_index_points_to_can_be_deleted(stage: Stage) -> None:
     assert stage.find("lonely").orphan
     assert stage.delete("gone") == stage.delete("lonely") == b"ok"
     assert not stage.find("gone").orphan
+
+
+def test_a_member_leaves_its_group_and_the_last_one_ends_it(stage: Stage) -> None:
+    """A113, A96: the others stay, and so does what they wait for."""
+    groups.join(stage, "a", "b", group="one")
+    groups.join(stage, "c", group="two")
+    before = stage.members(stage.queue.groups)
+    assert stage.delete("a") == b"ok"
+    assert stage.find("a").state is None
+    assert stage.members(stage.queue.groups) == before
+    assert stage.delete("b") == b"ok"
+    assert list(stage.members(stage.queue.groups)) == [groups.key("two")]
+    assert stage.delete("c") == b"ok"
+    assert groups.nothing_waits(stage)
+
+
+def test_a_scheduled_task_with_a_group_goes_with_what_is_kept_of_it(stage: Stage) -> None:
+    groups.join(stage, "a", delay_ms=LONG_MS)
+    assert stage.delete("a") == b"ok"
+    assert stage.redis.exists(stage.queue.grouped) == 0
+
+
+def test_a_task_inside_of_a_batch_is_refused(stage: Stage) -> None:
+    """In whatever state the batch is: its message is part of that one's."""
+    groups.batched(stage, "a", "b")
+    [entry] = stage.fetch()
+    assert stage.delete("a") == b"batched:batch"
+    stage.archive(entry, message=entry.message)
+    assert stage.delete("a") == b"batched:batch"
+    assert list(groups.members_of(stage)) == ["a", "b"]
+    assert stage.delete("batch") == b"ok"
+    assert stage.delete("a") == b"missing"
+    assert stage.redis.hget(stage.queue.grouped, "a") is None

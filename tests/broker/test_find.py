@@ -5,6 +5,7 @@ from __future__ import annotations
 from streamq.broker import inspecting
 from streamq.model.lanes import Lane
 from streamq.model.states import State
+from tests.broker import groups
 from tests.broker.stage import LONG_MS, Stage
 from tests.broker.test_delete import every_state
 
@@ -41,3 +42,21 @@ def test_a_task_that_is_nowhere_is_missing(stage: Stage) -> None:
     stage.complete(*stage.started("done"))
     assert stage.find("done").state is None
     assert not stage.find("done").orphan
+
+
+def test_a_member_is_found_in_its_group_and_then_in_its_batch(stage: Stage) -> None:
+    """Until its batch is gone."""
+    groups.join(stage, "a", "b")
+    found = stage.find("a")
+    assert (found.state, found.group, found.batch) == (State.AGGREGATING, "g", None)
+    assert found.time_ms == stage.members(stage.queue.groups)[groups.key()]
+    assert found.message_bytes == b"m-a"
+    groups.make_due(stage)
+    groups.flush(stage)
+    before = stage.dump()
+    found = stage.find("a")
+    assert (found.state, found.batch) == (State.READY, "batch")
+    assert found.message_bytes == stage.find("batch").message_bytes
+    assert stage.dump() == before
+    stage.complete(*stage.fetch())
+    assert stage.find("a").state is None

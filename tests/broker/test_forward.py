@@ -8,6 +8,7 @@ from streamq.broker.moving import FORWARD_PAGE
 from streamq.model.lanes import Lane
 from streamq.model.parked import Reason
 from streamq.model.states import State
+from tests.broker import groups
 from tests.broker.stage import LONG_MS, Stage
 
 
@@ -151,7 +152,7 @@ def test_a_message_with_any_bytes_comes_through(stage: Stage) -> None:
 
 
 def test_an_empty_queue_forwards_nothing_and_makes_no_key(stage: Stage) -> None:
-    assert stage.forward() == (0, 0, -1, 0, 0)
+    assert stage.forward() == (0, 0, -1, 0, 0, -1, -1)
     assert stage.all_keys() == []
 
 
@@ -165,3 +166,51 @@ def test_due_tasks_move_when_memory_is_full(full: Stage) -> None:
     assert full.forward().moved == 2
     full.redis.config_set("maxmemory", 0)
     assert sorted(full.ids(Lane.NORMAL)) == ["retry", "scheduled"]
+
+
+def test_a_due_task_with_a_group_joins_it(stage: Stage) -> None:
+    """A84, B12: as one that comes now; it does not run alone."""
+    groups.join(stage, "early")
+    groups.join(stage, "a", "b", delay_ms=LONG_MS, grace_ms=60_000)
+    stage.enqueue("plain", delay_ms=LONG_MS)
+    assert stage.find("a").group == "g"
+    make_due(stage, stage.queue.scheduled, "a", "b", "plain")
+    before = stage.now_ms()
+    found = stage.forward()
+    assert (found.moved, found.orphans, found.next_ms) == (3, 0, -1)
+    assert 0 < found.batch_ms <= 60_000
+    assert stage.ids(Lane.NORMAL) == ["plain"]
+    assert groups.waiting(stage) == ["early", "a", "b"]
+    task = stage.find("a")
+    assert (task.state, task.group, task.message_bytes) == (State.AGGREGATING, "g", b"m-a")
+    assert before + 60_000 <= (task.time_ms or 0) <= stage.now_ms() + 60_000
+    groups.make_due(stage)
+    assert groups.flush(stage).members == 3
+
+
+def test_a_group_that_is_full_by_a_due_task_is_due(stage: Stage) -> None:
+    """A84."""
+    groups.join(stage, "a", max_size=2)
+    groups.join(stage, "b", delay_ms=LONG_MS, max_size=2)
+    make_due(stage, stage.queue.scheduled, "b")
+    assert stage.forward().batch_ms == 0
+
+
+def test_a_due_task_with_a_group_that_has_no_body_is_dropped(stage: Stage) -> None:
+    groups.join(stage, "a", delay_ms=LONG_MS)
+    make_due(stage, stage.queue.scheduled, "a")
+    stage.redis.hdel(stage.queue.parked, "a")
+    assert stage.forward().orphans == 1
+    assert stage.redis.exists(stage.queue.grouped, stage.queue.groups) == 0
+
+
+def test_the_next_batch_and_the_next_tick_are_told(stage: Stage) -> None:
+    assert stage.forward()[-2:] == (-1, -1)
+    groups.join(stage, "a")
+    stage.redis.zadd(stage.queue.cron_due, {"nightly": stage.now_ms() + 60_000})
+    found = stage.forward()
+    assert LONG_MS - 10_000 < found.batch_ms <= LONG_MS
+    assert 50_000 < found.tick_ms <= 60_000
+    groups.make_due(stage)
+    stage.redis.zadd(stage.queue.cron_due, {"nightly": 1})
+    assert stage.forward()[-2:] == (0, 0)

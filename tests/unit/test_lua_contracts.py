@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 
-from streamq.broker import auditing, inspecting, limiting, moving, producing, semaphores, steering, working
+from streamq.broker import (
+    auditing,
+    grouping,
+    inspecting,
+    limiting,
+    moving,
+    producing,
+    semaphores,
+    steering,
+    working,
+)
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.scripts import script, script_names
@@ -64,6 +74,12 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "audit_index": [lambda queue: auditing.audit_index(queue, DAY, b"0 0")],
     "audit_sets": [lambda queue: auditing.audit_sets(queue, 3, DAY, b"0")],
     "audit_parked": [lambda queue: auditing.audit_parked(queue, DAY, b"0")],
+    "flush_group": [lambda queue: grouping.flush_group(queue, ["b1", "b2"])],
+    "settle_batch": [
+        lambda queue: working.settle_batch(
+            queue, Lane.NORMAL, DAY, working.Settle((b"1-1", b"b", 0, b"")), [(b"a", b"n0!undecodable:m")]
+        )
+    ],
     "forget_consumer": [lambda queue: moving.forget_consumer(queue.lanes[Lane.HIGH], "w")],
     "forget_producers": [lambda queue: moving.forget_producers(queue, 1)],
     "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", RULES)])],
@@ -267,6 +283,9 @@ def test_the_native_commands_stay_in_one_slot_too() -> None:
         inspecting.is_paused(QUEUE),
         moving.consumers(QUEUE.lanes[Lane.LOW]),
         limiting.limiter_names(QUEUE, 0, -1),
+        grouping.groups(QUEUE, 10),
+        grouping.group_size(QUEUE, b"t\ng"),
+        grouping.oldest_member(QUEUE, b"t\ng"),
     ]
     for command in commands:
         assert command.keys

@@ -30,6 +30,7 @@ FULL: dict[str, Any] = {
     "completed_ms": 1_767_000_000_004,
     "put_back": 3,
     "on_expiry": DROP,
+    "group": "user:42",
 }
 PLAIN = {"type": "t", "payload": b"p", "enqueued_ms": 1}
 
