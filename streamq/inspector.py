@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any, Self, TypeVar
 
-from streamq.broker import auditing, inspecting, limiting, moving, presence, producing, steering
+from streamq.broker import auditing, inspecting, limiting, moving, presence, producing, steering, sweeping
 from streamq.broker.address import Address
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
@@ -17,6 +19,8 @@ from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
 from streamq.model.names import check_key_name, check_task_id
 from streamq.model.states import State
+
+T = TypeVar("T")
 
 _DAYS_KEPT = 92
 """Counters of a day live 90 days; two more cover clocks that differ."""
@@ -164,14 +168,10 @@ class Inspector:
 
         Workers do the same every few minutes. Raises QueueError when the queue is unknown.
         """
-        pages = auditing.audit(await self._known(name), utc_day(wall_ms()))
-        command = next(pages)
-        while True:
-            try:
-                command = pages.send(await self._runner.run(command))
-            except StopIteration as done:
-                found: Audit = done.value
-                return found
+        queue = await self._known(name)
+        now_ms = await self._runner.run(presence.server_time())
+        found = await self._walk(auditing.audit(queue, utc_day(now_ms)))
+        return replace(found, swept=sum(await self._walk(sweeping.sweep(queue, now_ms))))
 
     async def remove_queue(self, name: str, *, force: bool = False) -> None:
         """Remove a queue with all its keys.
@@ -193,6 +193,15 @@ class Inspector:
         # Whoever enqueues from now on registers the queue anew; for one who did in between that is done here.
         if await self._runner.run(steering.has_content(queue)):
             await self._runner.run(producing.register(self.keys.queues, name))
+
+    async def _walk(self, steps: Generator[Command[Any], Any, T]) -> T:
+        command = next(steps)
+        while True:
+            try:
+                command = steps.send(await self._runner.run(command))
+            except StopIteration as done:
+                brought: T = done.value
+                return brought
 
     async def _known(self, name: str) -> QueueKeys:
         queue = self.keys.queue(check_key_name("queue", name))

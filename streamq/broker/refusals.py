@@ -41,6 +41,10 @@ class NoGroup(ServerRefused):
     """The stream or its group is gone (never made, deleted, flushed)."""
 
 
+class WrongType(ServerRefused):
+    """The key holds something of another type: somebody else wrote there."""
+
+
 _GRANT = "grant the ACL user the rights listed in the guide on connecting"
 _NEEDS = "StreamQ needs Redis 6.2 or newer, with scripts enabled"
 
@@ -59,6 +63,7 @@ _BY_CODE: dict[str, tuple[type[ServerError], str]] = {
     "BUSY": (Unavailable, "another client's script runs for too long; SCRIPT KILL ends it"),
     "NOSCRIPT": (NoScript, ""),
     "NOGROUP": (NoGroup, ""),
+    "WRONGTYPE": (WrongType, "something else writes under StreamQ's keys; rename or delete that key"),
     "SEQUENCE": (SequenceConflict, "two processes share one client's identity"),  # the enqueue script's own
     "MOVED": (ServerRefused, "this is a Redis Cluster, which is not supported yet"),
     "ASK": (ServerRefused, "this is a Redis Cluster, which is not supported yet"),

@@ -83,10 +83,12 @@ class Audit:
     """Tasks that stood where no worker would have found them: put where they belong."""
     quarantined: int = 0
     """Bytes that belong to no task any more: kept in the archive, with the reason ``orphaned``."""
+    swept: int = 0
+    """Locks and waiting tasks that outlived the task they hung on: freed, or made ready. Not a fault."""
 
     @property
     def total(self) -> int:
-        """Everything that was found."""
+        """Everything that did not fit together."""
         return self.vanished + self.repaired + self.quarantined
 
 

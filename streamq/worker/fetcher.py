@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 from streamq.broker import working
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
-from streamq.broker.refusals import NoGroup
+from streamq.broker.refusals import NoGroup, WrongType
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import Entry
 from streamq.clock import monotonic_s
@@ -40,6 +40,9 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _BELIEF_S = 0.005
 """How long the lanes before the busy one are believed to be empty since they were last seen so."""
+
+_LOOK_AGAIN_S = 10.0
+"""Time after which lanes that are no streams are tried again."""
 
 
 class _Busy(NamedTuple):
@@ -92,6 +95,8 @@ class Fetcher:
         self._connection = 0
         self._client_id: int | None = None
         self._paused: set[str] = set()
+        self._spoilt: set[bytes] = set()
+        self._look_again_s = 0.0
         self._resumed = asyncio.Event()
         self.fetched = 0
 
@@ -140,6 +145,8 @@ class Fetcher:
                 log.warning("a lane has lost its group; creating it again")
                 self._connection = 0
             except ServerError as error:
+                if isinstance(error, WrongType):
+                    self._connection = 0  # to find out which lane it is, and go on without it
                 self._complaints.note("cannot fetch", error)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -151,6 +158,8 @@ class Fetcher:
         once would otherwise let a lower lane in while a higher one still has tasks.
         """
         if not self._runner.connected or self._connection != self._runner.connections_made:
+            await self._settle_in()
+        if self._spoilt and monotonic_s() > self._look_again_s:
             await self._settle_in()
         names = [name for name in self._draw.order() if name not in self._paused]
         if block:
@@ -181,6 +190,8 @@ class Fetcher:
             if started >= free or self._quiet:
                 break
             source = self._sources[queue][lane]
+            if source.key in self._spoilt:
+                continue
             [entries] = await self._runner.run(self._read([source], free - started))
             if entries:
                 self._busy[queue] = _Busy(lane, asked_s)
@@ -193,7 +204,11 @@ class Fetcher:
         Returns how many were started, and whether to go on with the lanes after the busy one.
         """
         asked_s, sources = monotonic_s(), self._sources[queue]
-        ahead = [working.length(sources[other].key) for other in LANES[: LANES.index(lane)]]
+        ahead = [
+            working.length(sources[other].key)
+            for other in LANES[: LANES.index(lane)]
+            if sources[other].key not in self._spoilt
+        ]
         read = self._read([sources[lane]], free)
         [*lengths, reply] = await self._runner.run_all([*ahead, read])
         for item in [reply, *lengths]:
@@ -207,10 +222,10 @@ class Fetcher:
 
     async def _read_blocking(self, names: Sequence[str]) -> int:
         """Wait for the first entries of any lane."""
-        if not names:
+        sources = [source for name in names for source in self._usable(name)]
+        if not sources:
             await self._wait_resumed()
             return 0
-        sources = [source for name in names for source in self._sources[name].values()]
         command = self._read(sources, max(1, self._executor.free // len(sources)), self._block_ms)
         replies = await self._runner.run(command, limit_s=self._block_ms / 1000 + 1)
         started, asked_s = 0, monotonic_s()
@@ -224,7 +239,7 @@ class Fetcher:
         return started
 
     async def _wait_resumed(self) -> None:
-        """Every queue is paused. The hint of a resume may be lost, hence the limit."""
+        """Every queue is paused, or has no lane to read. A resume's hint may be lost, hence the limit."""
         self._resumed.clear()
         try:
             async with asyncio.timeout(self._block_ms / 1000):
@@ -259,19 +274,40 @@ class Fetcher:
         connection = self._runner.connections_made
         self._client_id = await self._client_id_or_none()
         sources = [source for lanes in self._sources.values() for source in lanes.values()]
-        for reply in await self._runner.run_all([working.make_group(source.key) for source in sources]):
-            if isinstance(reply, BaseException) and "BUSYGROUP" not in str(reply):
+        made = await self._runner.run_all([working.make_group(source.key) for source in sources])
+        spoilt = {
+            source.key for source, reply in zip(sources, made, strict=True) if isinstance(reply, WrongType)
+        }
+        for reply in made:
+            if isinstance(reply, WrongType) or "BUSYGROUP" in str(reply):
+                continue
+            if isinstance(reply, BaseException):
                 raise reply
+        self._set_aside(spoilt)
         await self.give_back_unheard(self._runner)
         self._connection = connection
+
+    def _set_aside(self, spoilt: set[bytes]) -> None:
+        """Go on without these lanes: something that is no stream stands in their place."""
+        for key in sorted(spoilt - self._spoilt):
+            log.error("a lane is no stream; going on without it lane=%s", key.decode())
+        for key in sorted(self._spoilt - spoilt):
+            log.info("a lane is a stream again lane=%s", key.decode())
+        if spoilt != self._spoilt:
+            self._busy.clear()
+        self._spoilt = spoilt
+        self._look_again_s = monotonic_s() + _LOOK_AGAIN_S
+
+    def _usable(self, queue: str) -> list[Source]:
+        return [source for source in self._sources[queue].values() if source.key not in self._spoilt]
 
     async def give_back_unheard(self, runner: AsyncRunner) -> None:
         """Release what Redis delivered to this worker although it never heard of it: the reply was lost.
 
         Raises ServerError.
         """
-        for lanes in self._sources.values():
-            for source in lanes.values():
+        for name in self._sources:
+            for source in self._usable(name):
                 await self._give_back_unheard(runner, source)
 
     async def _give_back_unheard(self, runner: AsyncRunner, source: Source) -> None:

@@ -27,6 +27,7 @@ from streamq.broker.inspecting import is_paused
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.presence import server_time
 from streamq.broker.producing import register
+from streamq.broker.refusals import WrongType
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.sync_runner import SyncRunner
 from streamq.broker.working import Entry
@@ -304,7 +305,10 @@ class Worker:
                 await self.presence.run_once()
                 await self._control.run_all([register(self.keys.queues, name) for name in self.queues])
                 for name, queue in self.queues.items():
-                    self.fetcher.set_paused(name, paused=await self._control.run(is_paused(queue)))
+                    with suppress(
+                        WrongType
+                    ):  # a queue of which nothing can be told; Redis holds pauses anyway
+                        self.fetcher.set_paused(name, paused=await self._control.run(is_paused(queue)))
             except ServerError as error:
                 complaints.note("redis cannot be used", error)
                 with suppress(TimeoutError):

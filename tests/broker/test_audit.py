@@ -19,6 +19,7 @@ from streamq.model.lanes import LANES, Lane
 from streamq.model.parked import Reason
 from streamq.model.states import State
 from tests.broker.driving import audit
+from tests.broker.locks import enqueue
 from tests.broker.stage import DAY, Stage
 
 NOTHING = Audit()
@@ -307,5 +308,8 @@ async def test_an_operator_audits_at_once(stage: Stage, inspector: Inspector) ->
     assert found == Audit(vanished=1, quarantined=1)
     assert found.total == 2
     assert await inspector.audit("default") == NOTHING
+    enqueue(stage, "locked")
+    stage.complete(*[entry for entry in stage.fetch() if entry.task_id == b"locked"])
+    assert await inspector.audit("default") == Audit(swept=1)
     with pytest.raises(QueueError, match="no such queue"):
         await inspector.audit("unknown")

@@ -9,7 +9,7 @@ import ssl
 import pytest
 from redis import exceptions as foreign
 
-from streamq.broker.refusals import NoGroup, NoScript, connect_failure, refusal
+from streamq.broker.refusals import NoGroup, NoScript, WrongType, connect_failure, refusal
 from streamq.errors import (
     AuthenticationFailed,
     OutOfMemory,
@@ -55,7 +55,7 @@ WRAPPED = "ERR Error running script (call to f_96ad): @user_script:3: @user_scri
         ("ERR unknown command 'EVALSHA', with args beginning with: ", UnsupportedServer),
         (f"{WRAPPED}Unknown Redis command called from Lua script", UnsupportedServer),
         ("BUSYGROUP Consumer Group name already exists", ServerRefused),
-        ("WRONGTYPE Operation against a key holding the wrong kind of value", ServerRefused),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", WrongType),
         ("EXECABORT Transaction discarded because of previous errors.", ServerRefused),
         ("MOVED 3999 127.0.0.1:6381", ServerRefused),
         ("ERR value is not an integer or out of range", ServerRefused),
