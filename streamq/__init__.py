@@ -8,6 +8,7 @@ from streamq.client.sync_client import SyncClient
 from streamq.errors import Drop, Release, RetryAfter, SkipRetry, StreamQError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall
+from streamq.model.dependency import INJECTED, Depends
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.limits import Limits
 from streamq.model.parked import Reason
@@ -38,6 +39,8 @@ __all__ = [  # noqa: RUF022
     "SlidingWindow",
     # around and inside a handler
     "CallNext",
+    "Depends",
+    "INJECTED",
     "current_task",
     "TaskContext",
     "RetryAfter",

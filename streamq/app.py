@@ -18,6 +18,7 @@ from streamq.errors import RegistrationError, UsageError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall, as_call
 from streamq.model.definition import Definition
+from streamq.model.dependency import Provider, provider_of
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
@@ -25,6 +26,7 @@ from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskO
 from streamq.model.run_limits import RunLimit, check_limits
 from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
 from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
+from streamq.worker.context import TaskContext
 from streamq.worker.middleware import Middleware
 from streamq.worker.worker import Worker
 
@@ -68,6 +70,7 @@ class StreamQ:
         self.hooks = Hooks(on_error, on_success, on_archive)
         self.is_failure = check_predicate(is_failure)
         self._middleware: list[Middleware] = []
+        self._overrides: dict[Callable[..., Any], Provider] = {}
         self.tasks: dict[str, Task[..., Any]] = {}
         self.config = ClientConfig(
             namespace=namespace,
@@ -138,7 +141,12 @@ class StreamQ:
     def definitions(self) -> dict[str, Definition]:
         """What a worker needs to know of each task."""
         return {
-            name: task.definition(self.defaults, is_failure=self.is_failure, middleware=self._middleware)
+            name: task.definition(
+                self.defaults,
+                is_failure=self.is_failure,
+                middleware=self._middleware,
+                overrides=self._overrides,
+            )
             for name, task in self.tasks.items()
         }
 
@@ -154,6 +162,23 @@ class StreamQ:
             raise RegistrationError("middleware", "must be an async function of (context, call_next)")
         self._middleware.append(function)
         return function
+
+    @contextmanager
+    def override(self, provider: Callable[..., Any], stand_in: Callable[..., Any]) -> Iterator[None]:
+        """Let ``stand_in`` provide what ``provider`` provides, for tests, in this process.
+
+        It holds for runs that start inside the with block. Raises RegistrationError for a stand-in
+        that cannot provide, or that itself wants what it stands in for.
+        """
+        before = self._overrides.get(provider)
+        self._overrides[provider] = provider_of(stand_in, TaskContext, (provider,))
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._overrides[provider]
+            else:
+                self._overrides[provider] = before
 
     # Producing
 

@@ -158,9 +158,7 @@ class Inspector:
         Raises TaskNotFound, TaskFinished, TaskInBatch.
         """
         keys, mark = await self._known(queue), Cancel.of(outcome, delay).pack()
-        word = await self._runner.run(
-            steering.cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms()))
-        )
+        word = await self._runner.run(steering.cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms())))
         return steering.judge_cancel(queue, task_id, word)
 
     async def audit(self, name: str) -> Audit:

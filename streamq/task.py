@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from streamq.errors import OptionError, RegistrationError, UsageError
 from streamq.model.call import TaskCall
 from streamq.model.definition import Definition
+from streamq.model.dependency import Provider, needs_of
 from streamq.model.durations import duration_ms
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.message import NO_TIMEOUT
@@ -16,6 +18,7 @@ from streamq.model.names import STAR, check_name
 from streamq.model.options import UNSET, CallOptions, Options, Unset
 from streamq.model.retry import DEFAULT_RETRY
 from streamq.model.run_limits import RunLimit, key_reader
+from streamq.worker.context import TaskContext
 from streamq.worker.middleware import Middleware
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_NO_OVERRIDES: Mapping[Callable[..., Any], Provider] = MappingProxyType({})
 
 IsFailure = Callable[[BaseException], bool]
 
@@ -87,6 +92,7 @@ class Task(BoundTask[P, R]):
         self.is_failure = check_predicate(is_failure)
         self.hooks = hooks
         self.limits = limits
+        self.needs = needs_of(handler, TaskContext)
         self.__doc__ = handler.__doc__
         self.__wrapped__ = handler
 
@@ -96,6 +102,7 @@ class Task(BoundTask[P, R]):
         *,
         is_failure: IsFailure | None = None,
         middleware: Sequence[Middleware] = (),
+        overrides: Mapping[Callable[..., Any], Provider] = _NO_OVERRIDES,
     ) -> Definition:
         """What a worker needs to know, with the app's defaults where the task says nothing."""
         options = self._options.over(defaults)
@@ -110,6 +117,8 @@ class Task(BoundTask[P, R]):
             hooks=self.hooks,
             middleware=tuple(middleware),
             limits=self.limits,
+            needs=self.needs,
+            overrides=overrides,
         )
 
     def __repr__(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamq.model.dependency import Needs, Provider
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.retry import Retry
 from streamq.model.run_limits import RunLimit
@@ -30,9 +31,18 @@ class Definition:
     """What stands around the handler, the outermost first."""
     limits: tuple[RunLimit, ...] = ()
     """All of them must let a task start."""
+    needs: Needs | None = None
+    """What the handler is given beside the arguments of the task."""
+    overrides: Mapping[Callable[..., Any], Provider] = field(default_factory=dict)
+    """Providers that stand in for others just now; changes while tests run."""
     plain: bool = field(init=False)
     """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
 
     def __post_init__(self) -> None:
-        plain = self.is_async and not self.middleware and not self.limits
+        plain = self.is_async and not self.surrounded and not self.limits
         object.__setattr__(self, "plain", plain)
+
+    @property
+    def surrounded(self) -> bool:
+        """Something stands around the handler, or is made for it."""
+        return bool(self.middleware) or self.needs is not None

@@ -90,4 +90,3 @@ class Canceller:
             count += self.apply(source.key, marks)
         self._hinted = {run for run in self._hinted if not run.outcome_recorded}
         return count
-

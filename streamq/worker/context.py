@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from streamq.errors import AttemptCancelled, UsageError
 from streamq.model.definition import Definition
@@ -13,6 +13,8 @@ from streamq.model.info import moment
 from streamq.model.message import Message
 from streamq.worker.held import Run
 from streamq.worker.outcome import cut_off_ms
+
+S = TypeVar("S")
 
 UNREADABLE = Message.new(type="", payload=b"")
 """Stands for a message that cannot be read: its task has an id, but no type and no headers."""
@@ -37,6 +39,16 @@ class TaskContext:
         self._started_ms = started_ms
         self.state = state
         """What the app's lifespan yielded."""
+
+    def state_as(self, kind: type[S]) -> S:
+        """The state, which must be an instance of ``kind``: for type checkers, and checked when run.
+
+        Raises UsageError when it is something else.
+        """
+        if not isinstance(self.state, kind):
+            held = "nothing" if self.state is None else f"a {type(self.state).__name__}"
+            raise UsageError("state", f"is {held}, not a {kind.__name__}; the app's lifespan yields it")
+        return self.state
 
     @property
     def queue(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from streamq.model.definition import Definition
 from streamq.worker.held import Run, Stop
 from streamq.worker.middleware import surround
+from streamq.worker.resolver import provide
 from streamq.worker.threads import Threads
 
 Invoke = Callable[..., Awaitable[Any]]
@@ -41,12 +42,17 @@ class Invoker:
     def of(self, run: Run, definition: Definition) -> Invoke:
         """What the executor awaits in place of the handler, for definitions that are not ``plain``."""
         call = self._bare(run, definition)
-        if definition.middleware:
-            call = surround(definition.middleware, partial(_until_ended, run, call))
+        if definition.surrounded:
+            call = self._surround(run, definition, partial(_until_ended, run, call))
         if definition.limits:
             # Around everything else: a task that may not start yet has no attempt.
             call = partial(self._limited, run, definition, call)
         return call
+
+    def _surround(self, run: Run, definition: Definition, call: Invoke) -> Invoke:
+        if definition.needs is not None:
+            call = partial(provide, run, self._threads.submit, definition.needs, definition.overrides, call)
+        return surround(definition.middleware, call) if definition.middleware else call
 
     def _bare(self, run: Run, definition: Definition) -> Invoke:
         """The handler with nothing around it."""

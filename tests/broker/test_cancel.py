@@ -253,9 +253,7 @@ def test_who_waits_behind_a_running_task_is_put_off_no_earlier(stage: Stage) -> 
 # Where a worker runs it
 
 
-@pytest.mark.parametrize(
-    "outcome, mark", [("archive", b"a0"), ("delete", b"d0"), ("retry", b"r1500")]
-)
+@pytest.mark.parametrize("outcome, mark", [("archive", b"a0"), ("delete", b"d0"), ("retry", b"r1500")])
 def test_an_active_task_gets_a_mark_and_its_worker_a_hint(
     stage: Stage, outcome: CancelOutcome, mark: bytes
 ) -> None:

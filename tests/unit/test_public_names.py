@@ -23,6 +23,8 @@ PUBLIC = {
     "TokenBucket",
     "SlidingWindow",
     "CallNext",
+    "Depends",
+    "INJECTED",
     "current_task",
     "TaskContext",
     "RetryAfter",
