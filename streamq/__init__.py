@@ -15,6 +15,7 @@ from streamq.model.parked import Reason
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
 from streamq.model.run_limits import Concurrency, SlidingWindow, TokenBucket
 from streamq.model.states import State
+from streamq.model.unique import Unique
 from streamq.task import Task
 from streamq.worker.context import TaskContext, current_task
 from streamq.worker.middleware import CallNext
@@ -34,6 +35,7 @@ __all__ = [  # noqa: RUF022
     "Fixed",
     "Listed",
     "Limits",
+    "Unique",
     "Concurrency",
     "TokenBucket",
     "SlidingWindow",

@@ -77,6 +77,7 @@ class StreamQ:
             defaults=self.defaults,
             limits=limits,
             enqueue_timeout_s=duration_ms("enqueue_timeout", enqueue_timeout) / 1000,
+            parameters=self._parameters,
         )
         self._client: Client | None = None
         self._users = 0
@@ -179,6 +180,10 @@ class StreamQ:
                 del self._overrides[provider]
             else:
                 self._overrides[provider] = before
+
+    def _parameters(self, name: str) -> tuple[str, ...] | None:
+        task = self.tasks.get(name)
+        return None if task is None else task.parameters
 
     # Producing
 

@@ -75,10 +75,20 @@ def decode_result(stored: bytes) -> Any:
     return _load(stored)
 
 
+def check_value(value: object, field: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raises PayloadError when the value cannot be stored."""
+    if type(value) not in _ATOMS:
+        _Walk(limits).check(value, field, limits.depth)
+
+
 def encode_key(value: object, field: str) -> bytes:
     """CBOR in which equal values have equal bytes, for what tasks are told apart by. Raises PayloadError."""
-    if type(value) not in _ATOMS:
-        _Walk(DEFAULT_LIMITS).check(value, field, DEFAULT_LIMITS.depth)
+    check_value(value, field)
+    return encode_canonical(value, field)
+
+
+def encode_canonical(value: object, field: str) -> bytes:
+    """The same for a value that has been checked."""
     return _dump(value, field, canonical=True)
 
 
@@ -148,7 +158,7 @@ _SHORT_HEADS = [bytes((first,)) for first in range(256)]
 
 def _dump(value: object, field: str, index: int | None = None, *, canonical: bool = False) -> bytes:
     try:
-        return cbor2.dumps(value, canonical=canonical)
+        return cbor2.dumps(value, canonical=True) if canonical else cbor2.dumps(value)
     except (cbor2.CBOREncodeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         # The text of the cause may show the value, so only its class is named.
         path = field if index is None else f"{field}[{index}]"

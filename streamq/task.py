@@ -96,6 +96,16 @@ class Task(BoundTask[P, R]):
         self.__doc__ = handler.__doc__
         self.__wrapped__ = handler
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the handler's arguments that may be given by position, in order."""
+        by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        try:
+            parameters = inspect.signature(self.handler).parameters.values()
+        except (TypeError, ValueError):  # something built in, which tells nothing of itself
+            return ()
+        return tuple(item.name for item in parameters if item.kind in by_position)
+
     def definition(
         self,
         defaults: Options,

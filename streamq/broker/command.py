@@ -29,6 +29,9 @@ class Command(Generic[T]):
     keys: tuple[bytes, ...]
     args: Sequence[Word]
     parse: Callable[[Any], T]
+    follows: bool = False
+    """It deals with what those before it in one write have done: when one of them must be sent again,
+    so must this, behind it. For what may run twice."""
 
     def pack(self) -> bytes:
         """The command in the Redis protocol (RESP2)."""

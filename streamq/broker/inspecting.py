@@ -13,7 +13,7 @@ from streamq.broker.scripts import script
 from streamq.broker.working import Entry, length, parse_entries
 from streamq.codec import decode_message
 from streamq.errors import MessageError, StoredDataError
-from streamq.model.info import TaskInfo, effective_max_retries, effective_timeout_s, moment
+from streamq.model.info import TaskInfo, due_moment, effective_max_retries, effective_timeout_s, moment
 from streamq.model.lanes import PRIORITIES, Lane
 from streamq.model.message import Message
 from streamq.model.parked import Parked
@@ -99,7 +99,7 @@ def task_info(queue: str, task_id: str, found: Found, lease_ms: int) -> TaskInfo
         retention=(shown.retention_ms or 0) / 1000,
         headers=shown.headers,
         enqueued_at=moment(shown.enqueued_ms),
-        next_at=moment(found.time_ms) if state in {State.SCHEDULED, State.RETRY} else None,
+        next_at=due_moment(found.time_ms) if state in {State.SCHEDULED, State.RETRY} else None,
         error=shown.error,
         failed_at=moment(shown.failed_ms),
         completed_at=moment(shown.completed_ms),

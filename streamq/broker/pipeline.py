@@ -36,6 +36,13 @@ class Pipeline:
         """Take the replies; whether some scripts must be loaded and called again."""
         self._replies = replies
         self._again = [place for place, reply in enumerate(replies) if type(reply) is NoScript]
+        if self._again:
+            first, missing = self._again[0], set(self._again)
+            self._again = [
+                place
+                for place in range(first, len(replies))
+                if place in missing or self._commands[place].follows
+            ]
         scripts = (self._commands[place].script for place in self._again)
         self._scripts = list(dict.fromkeys(script for script in scripts if script is not None))
         return bool(self._scripts)

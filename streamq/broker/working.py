@@ -250,7 +250,7 @@ def tidy(queue: QueueKeys, task_ids: Sequence[bytes], marks: Sequence[bytes] = (
         queue.progress,
     )
     args: tuple[Word, ...] = (queue.hints, len(task_ids), *task_ids, *marks)
-    return Command(script("tidy"), keys, args, lambda reply: Tidied(*reply))
+    return Command(script("tidy"), keys, args, lambda reply: Tidied(*reply), follows=True)
 
 
 class Recovered(NamedTuple):

@@ -17,7 +17,7 @@ from streamq.broker.runner import AsyncRunner
 from streamq.broker.steering import cancel, judge_cancel
 from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.desk import Desk
-from streamq.client.encoding import Encoded, Encoder
+from streamq.client.encoding import Encoded, Encoder, Parameters
 from streamq.client.handles import TaskHandle
 from streamq.client.waiting import RECHECK_S, judge
 from streamq.clock import monotonic_s, utc_day, wall_ms
@@ -45,6 +45,10 @@ DEFAULT_LEASE_MS = 10_000
 _LEAST_ATTEMPT_S = 0.1
 
 
+def _unknown(_task: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
     """How a client behaves."""
@@ -58,6 +62,14 @@ class ClientConfig:
     """How long an enqueue tries again while Redis is away, before it raises Unavailable."""
     lease_ms: int = DEFAULT_LEASE_MS
     """The workers' lease, to tell orphaned tasks in ``info``."""
+    parameters: Parameters = _unknown
+    """The positional parameters of a task's handler; None where the handler is not known here."""
+    dedup_secret: bytes | None = field(default=None, repr=False)
+    """Keys of unique tasks are hashed with it, so that whoever reads Redis cannot try out arguments."""
+
+    def encoder(self) -> Encoder:
+        """What encodes the calls of a client so configured."""
+        return Encoder(self.defaults, self.limits, self.parameters, self.dedup_secret)
 
     @property
     def attempt(self) -> Timeouts:
@@ -81,7 +93,7 @@ class Client:
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
         self.runner = runner or AsyncRunner(address, timeouts=self.config.attempt)
-        self._encoder = Encoder(self.config.defaults, self.config.limits)
+        self._encoder = self.config.encoder()
         self._closed = False
         self._desk: Desk | None = None  # the one used last
         self._desks: dict[asyncio.AbstractEventLoop, Desk] = {}

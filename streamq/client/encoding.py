@@ -5,11 +5,13 @@ Everything that can be refused is refused here, before anything is sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from streamq.broker.producing import CONFLICT_LETTERS, OWN_ID, how
+from streamq.broker.producing import CONFLICT_LETTERS, OWN_ID, LockRule, how
+from streamq.client.dedup import KeyMaker
 from streamq.client.producer import Producer
 from streamq.clock import wall_ms
 from streamq.codec import MessageTemplate, check_headers, encode_payload
@@ -22,6 +24,7 @@ from streamq.model.message import DROP, NO_TIMEOUT
 from streamq.model.names import check_key_name, check_name
 from streamq.model.options import DEFAULT_QUEUE, UNSET, Options
 from streamq.model.retry import Retry, store_policy
+from streamq.model.unique import Unique
 
 _ROUTES_KEPT = 512
 
@@ -46,14 +49,28 @@ class _Route:
     how: bytes
     task_id: str | None
     template: MessageTemplate
+    keys: KeyMaker | None
+    """Makes the dedup keys of unique tasks."""
+
+
+Parameters = Callable[[str], tuple[str, ...] | None]
 
 
 class Encoder:
     """Encodes the calls of one client."""
 
-    def __init__(self, defaults: Options, limits: Limits) -> None:
+    def __init__(
+        self,
+        defaults: Options,
+        limits: Limits,
+        parameters: Parameters,
+        dedup_secret: bytes | None = None,
+    ) -> None:
+        """``parameters`` answers the positional ones of a task's handler, None where it is not known."""
         self._defaults = defaults
         self._limits = limits
+        self._parameters = parameters
+        self._dedup_secret = dedup_secret
         self._routes: dict[tuple[str, int], _Route] = {}
 
     def encode(self, call: TaskCall[Any], producer: Producer) -> Encoded:
@@ -65,10 +82,13 @@ class Encoder:
         payload = encode_payload(call.args, call.kwargs, self._limits)
         message = route.template.encode(payload, wall_ms())
         task_id = route.task_id or producer.new_task_id()
-        return Encoded(route.queue, route.how, task_id, task_id.encode(), message)
+        name = task_id.encode()
+        if route.keys is not None:
+            name += b" " + route.keys.make(call.args, call.kwargs).encode()
+        return Encoded(route.queue, route.how, task_id, name, message)
 
     def _find_route(self, call: TaskCall[Any]) -> _Route:
-        route = _make_route(call, self._defaults, self._limits)
+        route = self._make_route(call)
         # A relative expiry is counted from each call, so such a route serves one call only.
         if not isinstance(call.options.over(self._defaults).expires, int | float | timedelta):
             if len(self._routes) >= _ROUTES_KEPT:
@@ -76,24 +96,40 @@ class Encoder:
             self._routes[call.type, id(call.options)] = route
         return route
 
+    def _make_route(self, call: TaskCall[Any]) -> _Route:
+        options = call.options.over(self._defaults)
+        task_type = check_name("type", call.type)
+        task_id = _given(options.task_id)
+        unique = options.unique if isinstance(options.unique, Unique) else None
+        return _Route(
+            options=call.options,
+            queue=check_key_name("queue", _given(options.queue) or DEFAULT_QUEUE),
+            how=_how(options, unique),
+            task_id=task_id,
+            template=MessageTemplate(_fields(task_type, options, self._limits)),
+            keys=None if unique is None else self._key_maker(unique, task_type),
+        )
 
-def _make_route(call: TaskCall[Any], defaults: Options, limits: Limits) -> _Route:
-    options = call.options.over(defaults)
-    task_id = _given(options.task_id)
-    conflict = OWN_ID if task_id is None else CONFLICT_LETTERS[_given(options.on_conflict) or "raise"]
+    def _key_maker(self, unique: Unique, task_type: str) -> KeyMaker:
+        return KeyMaker(unique, task_type, self._parameters(task_type), self._dedup_secret)
+
+
+def _how(options: Options, unique: Unique | None) -> bytes:
+    conflict = OWN_ID
+    if _given(options.task_id) is not None:
+        conflict = CONFLICT_LETTERS[_given(options.on_conflict) or "raise"]
     delay, at = _given(options.delay), _given(options.at)
-    return _Route(
-        options=call.options,
-        queue=check_key_name("queue", _given(options.queue) or DEFAULT_QUEUE),
-        how=how(
-            lane_for(_given(options.priority) or "normal"),
-            conflict,
-            delay_ms=None if delay is None else duration_ms("delay", delay),
-            at_ms=None if at is None else moment_ms("at", at),
-        ),
-        task_id=task_id,
-        template=MessageTemplate(_fields(check_name("type", call.type), options, limits)),
+    return how(
+        lane_for(_given(options.priority) or "normal"),
+        conflict,
+        delay_ms=None if delay is None else duration_ms("delay", delay),
+        at_ms=None if at is None else moment_ms("at", at),
+        lock=None if unique is None else _lock_rule(unique),
     )
+
+
+def _lock_rule(unique: Unique) -> LockRule:
+    return LockRule(unique.letter, CONFLICT_LETTERS[unique.on_conflict], unique.window_ms)
 
 
 def _fields(task_type: str, options: Options, limits: Limits) -> dict[str, Any]:
@@ -114,6 +150,7 @@ def _fields(task_type: str, options: Options, limits: Limits) -> dict[str, Any]:
         "on_expiry": DROP if options.on_expiry == "drop" and expires_ms is not None else None,
         "retention_ms": _retention_ms(options),
         "headers": dict(headers) or None,
+        "lock": options.unique.letter if isinstance(options.unique, Unique) else None,
     }
 
 

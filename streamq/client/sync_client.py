@@ -20,7 +20,7 @@ from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.client import ClientConfig
-from streamq.client.encoding import Encoded, Encoder
+from streamq.client.encoding import Encoded
 from streamq.client.handles import SyncTaskHandle
 from streamq.client.producer import Producer
 from streamq.client.waiting import RECHECK_S, judge
@@ -61,7 +61,7 @@ class SyncClient:
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
         self.runner = runner or SyncRunner(address, timeouts=self.config.attempt)
-        self._encoder = Encoder(self.config.defaults, self.config.limits)
+        self._encoder = self.config.encoder()
         self._producer = Producer()
         self._turns = threading.Lock()
         self._pid = os.getpid()

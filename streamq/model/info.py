@@ -36,7 +36,7 @@ class TaskInfo:
     enqueued_at: datetime | None
     """By the producer's clock."""
     next_at: datetime | None
-    """When it is due (scheduled, retry)."""
+    """When it is due (scheduled, retry); None for a unique task that waits until another one has ended."""
     error: str | None
     failed_at: datetime | None
     completed_at: datetime | None
@@ -112,6 +112,15 @@ class WorkerInfo:
 def moment(ms: int | None) -> datetime | None:
     """Milliseconds since the epoch as a UTC datetime."""
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+
+
+NEVER_MS = 2**53 - 1
+"""The due time of a task that waits behind another one with the same lock: tidy.lua moves it, no clock."""
+
+
+def due_moment(ms: int | None) -> datetime | None:
+    """When a waiting task is due; None when that is not decided by time."""
+    return None if ms == NEVER_MS else moment(ms)
 
 
 def effective_timeout_s(message: Message) -> float | None:

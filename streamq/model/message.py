@@ -40,6 +40,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "failed_ms": ("f", int),
     "result": ("z", bytes),
     "completed_ms": ("c", int),
+    "lock": ("u", str),
     "put_back": ("q", int),
     "on_expiry": ("j", int),
     "group": ("g", str),
@@ -200,6 +201,11 @@ class Message:
     def group(self) -> str | None:
         """The group of which this is a batch: its payload is the members. None: it is no batch."""
         return self._stored.get("g")
+
+    @property
+    def lock(self) -> str | None:
+        """Mode letter of the lock that it was enqueued with; None for a task that is not unique."""
+        return self._stored.get("u")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self._stored == other._stored

@@ -18,6 +18,7 @@ from streamq.model.durations import Duration, duration_ms, moment_ms
 from streamq.model.lanes import lane_for
 from streamq.model.names import check_key_name, check_name, check_task_id
 from streamq.model.retry import Retry, as_retry
+from streamq.model.unique import Mode, Unique, as_unique
 
 DEFAULT_QUEUE = "default"
 DEFAULT_TIMEOUT_MS = 30 * 60_000
@@ -51,6 +52,7 @@ class TaskOptions(TypedDict, total=False):
     retention: Duration | None
     headers: Mapping[str, str] | None
     on_expiry: OnExpiry
+    unique: Unique | Mode | bool | None
 
 
 class CallOptions(TaskOptions, total=False):
@@ -81,6 +83,7 @@ class Options:
     retention: Duration | Unset | None = UNSET
     headers: Mapping[str, str] | Unset = UNSET
     on_expiry: OnExpiry | Unset = UNSET
+    unique: Unique | Unset | None = UNSET
 
     @classmethod
     def of(cls, given: Mapping[str, Any], allowed: Iterable[str] | None = None) -> Options:
@@ -183,4 +186,5 @@ _CHECKS: dict[str, Any] = {
     "retention": _check_duration("retention"),
     "headers": _check_headers,
     "on_expiry": _check_on_expiry,
+    "unique": as_unique,
 }

@@ -163,6 +163,8 @@ class Executor:
             log.error("task cannot be read; archived id=%s error=%s", run.entry.task_id, error)
             self._archive_unstarted(run, Archive(None, Reason.UNDECODABLE), Reason.UNDECODABLE)
             return
+        if message.lock is not None:
+            run.beside = (run.entry.task_id,)
         run.definition = definition = self._routes[message.type]
         deadline_ms = message.deadline_ms
         if (message.expires_ms is not None or deadline_ms is not None) and self._too_late(run, message):

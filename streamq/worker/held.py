@@ -44,6 +44,7 @@ class Run:
 
     __slots__ = (
         "began",
+        "beside",
         "cancel",
         "definition",
         "entry",
@@ -64,6 +65,8 @@ class Run:
         self.definition: Definition | None = None
         self.began = False
         """Its task has had its first step. One cancelled before would end without a word."""
+        self.beside: tuple[bytes, ...] = ()
+        """Ids of tasks that may leave something beside them (a lock, progress) when this run is settled."""
         self.handle: asyncio.Task[None] | None = None
         """The handler's task, while it runs."""
         self.outliving: asyncio.Future[Any] | None = None

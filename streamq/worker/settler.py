@@ -16,9 +16,10 @@ from typing import Any
 
 from streamq.broker import working
 from streamq.broker.command import Command
+from streamq.broker.keys import QueueKeys
 from streamq.broker.limiting import MAX_GIVEN_BACK, give_back
 from streamq.broker.runner import AsyncRunner
-from streamq.broker.working import MAX_SETTLE_TASKS, Settle
+from streamq.broker.working import MAX_SETTLE_TASKS, Settle, Tidied
 from streamq.clock import ServerClock, utc_day
 from streamq.codec import encode_message
 from streamq.errors import ServerError
@@ -197,7 +198,8 @@ class Settler:
     def _batch(self, bucket: _Bucket, items: list[_Item]) -> _Batch:
         kind, source = bucket
         runs = [run for run, _ in items]
-        return _Batch(self._command(kind, source, items), runs, list(_given_back(source, runs)))
+        after: list[Command[Any]] = [*_given_back(source, runs), *_tidying(source.queue, runs)]
+        return _Batch(self._command(kind, source, items), runs, after)
 
     def _command(self, kind: _Kind, source: Source, items: list[_Item]) -> Command[list[bytes]]:
         queue, lane = source.queue, source.lane
@@ -222,6 +224,13 @@ def _given_back(source: Source, runs: list[Run]) -> Iterator[Command[int]]:
     tokens = [pair for run in runs if run.tokens for pair in run.tokens]
     for start in range(0, len(tokens), MAX_GIVEN_BACK):
         yield give_back(source.queue, tokens[start : start + MAX_GIVEN_BACK])
+
+
+def _tidying(queue: QueueKeys, runs: list[Run]) -> Iterator[Command[Tidied]]:
+    """What frees the locks of tasks that have ended; should it fail, the janitor does the same later."""
+    ids = [id_ for run in runs if run.beside for id_ in run.beside]
+    for start in range(0, len(ids), MAX_SETTLE_TASKS):
+        yield working.tidy(queue, ids[start : start + MAX_SETTLE_TASKS])
 
 
 def _words(run: Run, outcome: Any) -> Settle:

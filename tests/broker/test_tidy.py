@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from streamq.broker import working
 from streamq.broker.producing import GroupRule
 from streamq.broker.working import Entry
 from streamq.model.lanes import Lane
@@ -175,6 +176,16 @@ def test_marks_go_with_their_entries(stage: Stage) -> None:
     stage.complete(ended)
     tidy(stage, marks=(marks[0], marks[1]))
     assert stage.redis.hkeys(stage.queue.cancels) == [marks[1]]
+
+
+def test_it_comes_after_what_it_tidies_up_behind_also_when_a_script_had_to_be_loaded(full: Stage) -> None:
+    """One write carries both. If the settling script is missing it is called again, and so is this."""
+    entry = running(full)
+    assert tidy(full, "a").freed == 0
+    ids = ([entry.entry_id], [entry.task_id])
+    settle = working.complete(full.queue, Lane.NORMAL, "20260101", *ids)
+    assert full.runner.run_all([settle, working.tidy(full.queue, [b"a"])]) == [[b"ok"], (1, 0, 0)]
+    assert nothing_left(full)
 
 
 @pytest.mark.parametrize("ids", [(), ("never",)])

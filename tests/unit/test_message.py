@@ -28,6 +28,7 @@ FULL: dict[str, Any] = {
     "failed_ms": 1_767_000_000_003,
     "result": b"\x01",
     "completed_ms": 1_767_000_000_004,
+    "lock": "d",
     "put_back": 3,
     "on_expiry": DROP,
     "group": "user:42",

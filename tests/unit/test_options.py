@@ -10,6 +10,7 @@ import pytest
 from streamq.errors import OptionError, PayloadError, StreamQError
 from streamq.model.options import TASK_OPTION_NAMES, UNSET, CallOptions, Options, TaskOptions
 from streamq.model.retry import MAX_RETRIES, Fixed, Retry
+from streamq.model.unique import Unique
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -52,10 +53,12 @@ def test_the_task_gives_defaults_and_the_call_overrides_them() -> None:
     assert Options().over(task.over(app)).queue == "task"
 
 
-@pytest.mark.parametrize("name", ["timeout", "retention", "delay", "deadline", "expires", "task_id"])
+@pytest.mark.parametrize(
+    "name", ["timeout", "retention", "delay", "deadline", "expires", "task_id", "unique"]
+)
 def test_none_switches_a_limit_off_that_somebody_else_set(name: str) -> None:
     """B22: an explicit None is a choice, not a gap."""
-    set_value: Any = {"deadline": NOW, "task_id": "x"}.get(name, 10)
+    set_value: Any = {"deadline": NOW, "task_id": "x", "unique": Unique()}.get(name, 10)
     base = Options.of({name: set_value})
     assert getattr(Options.of({name: None}).over(base), name) is None
     assert getattr(Options().over(base), name) == set_value
@@ -150,6 +153,10 @@ BAD: list[tuple[str, Any]] = [
     ("headers", {1: "a"}),
     ("headers", {"": "a"}),
     ("headers", {"a\n": "a"}),
+    ("unique", "until_friday"),
+    ("unique", "window"),
+    ("unique", 1),
+    ("unique", {"mode": "debounce"}),
 ]
 
 
@@ -158,8 +165,8 @@ def test_a_value_without_meaning_is_refused_by_name(name: str, value: Any) -> No
     """A19: blank, negative, overlong or of a wrong type."""
     with pytest.raises((OptionError, PayloadError)) as caught:
         Options.of({name: value})
-    assert caught.value.field == name
-    assert str(caught.value).startswith(f"{name}: ")
+    assert caught.value.field.partition(".")[0] == name
+    assert str(caught.value).startswith((f"{name}: ", f"{name}."))
 
 
 @pytest.mark.parametrize("retry", [-1, -2, MAX_RETRIES + 1])

@@ -19,6 +19,7 @@ PUBLIC = {
     "Fixed",
     "Listed",
     "Limits",
+    "Unique",
     "Concurrency",
     "TokenBucket",
     "SlidingWindow",
