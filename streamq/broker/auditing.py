@@ -60,7 +60,10 @@ def audit(queue: QueueKeys, day: str) -> Generator[Command[Page], Page, Audit]:
 
 
 def _parts(queue: QueueKeys, day: str) -> list[tuple[bytes, Any]]:
-    """First cursor and command of each part. Lanes before the index: what they find, they index."""
+    """First cursor and command of each part.
+
+    Lanes come before the index, which gets what they find; groups before the bodies of their members.
+    """
     return [
         *((b"-", lambda cursor, lane=lane: audit_lane(queue, lane, day, cursor)) for lane in LANES),
         (b"0 0", lambda cursor: audit_index(queue, day, cursor)),
@@ -68,6 +71,7 @@ def _parts(queue: QueueKeys, day: str) -> list[tuple[bytes, Any]]:
             (b"0", lambda cursor, which=which: audit_sets(queue, which, day, cursor))
             for which in range(_ZSETS)
         ),
+        (b"0", lambda cursor: audit_groups(queue, day, cursor)),
         (b"0", lambda cursor: audit_parked(queue, day, cursor)),
     ]
 
@@ -91,6 +95,13 @@ def audit_sets(queue: QueueKeys, which: int, day: str, cursor: bytes) -> Command
     """Drop ids without a body from one of the sorted sets, counted from 0."""
     keys = (*_zsets(queue), queue.parked, queue.stats, queue.stats_of(day))
     return Command(script("audit_sets"), keys, (which + 1, cursor, _RECORDS), _parse)
+
+
+def audit_groups(queue: QueueKeys, day: str, cursor: bytes) -> Command[Page]:
+    """Drop members without a body, and make again what a group needs to become a batch."""
+    groups = (queue.aggregating, queue.groups, queue.grouped)
+    keys = (*groups, queue.parked, queue.stats, queue.stats_of(day))
+    return Command(script("audit_groups"), keys, (cursor, _RECORDS), _parse)
 
 
 def audit_parked(queue: QueueKeys, day: str, cursor: bytes) -> Command[Page]:

@@ -113,6 +113,7 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
         }
     ),
     "audit_lane": frozenset({(Edge.LOST, State.READY), (Edge.LOST, State.ARCHIVED)}),
+    "audit_groups": frozenset({(State.AGGREGATING, Edge.GONE)}),
     "audit_parked": frozenset({(Edge.LOST, State.ARCHIVED), (Edge.LOST, State.AGGREGATING)}),
     "audit_sets": frozenset(
         {

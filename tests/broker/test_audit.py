@@ -12,6 +12,7 @@ import pytest
 from streamq.broker import auditing
 from streamq.broker.address import Address
 from streamq.broker.keys import GROUP
+from streamq.broker.producing import GroupRule
 from streamq.errors import QueueError, ServerRefused
 from streamq.inspector import Inspector
 from streamq.model.info import Audit
@@ -20,7 +21,7 @@ from streamq.model.parked import Reason
 from streamq.model.states import State
 from tests.broker.driving import audit
 from tests.broker.locks import enqueue
-from tests.broker.stage import DAY, Stage
+from tests.broker.stage import DAY, LONG_MS, Stage
 
 NOTHING = Audit()
 ZSETS = ("scheduled", "retry", "completed", "archived")
@@ -43,6 +44,10 @@ def every_state(stage: Stage) -> None:
         stage.started(f"{lane}active", lane=lane)
         stage.enqueue(f"{lane}ready", lane=lane)
         stage.enqueue(f"{lane}scheduled", lane=lane, delay_ms=100_000)
+        enqueue(stage, f"{lane}member", key=f"{lane}1", lane=lane, group=GROUP_RULE)
+        enqueue(stage, f"{lane}runs", key=f"{lane}2", lane=lane, mode="k")
+        stage.fetch(count=1, lanes=[lane])
+        enqueue(stage, f"{lane}waits", key=f"{lane}2", lane=lane, mode="k")
     stage.fetch(count=1, lanes=[Lane.FRONT])
 
 
@@ -183,6 +188,71 @@ def test_a_body_that_no_set_knows_is_archived_with_its_bytes(stage: Stage, zset:
         assert stage.find(name).state is State.ARCHIVED
     assert stage.counters()["quarantined"] == 3
     assert audit(stage) == NOTHING
+
+
+GROUP_RULE = GroupRule("t", "g", LONG_MS, LONG_MS, 10)
+
+
+def members(stage: Stage) -> None:
+    """Two members of one group, one of another, and one that will join later."""
+    enqueue(stage, "a", key="1", group=GROUP_RULE)
+    enqueue(stage, "b", key="2", group=GROUP_RULE)
+    enqueue(stage, "c", key="3", group=GroupRule("t", "other", LONG_MS))
+    enqueue(stage, "later", key="4", group=GROUP_RULE, delay_ms=LONG_MS)
+
+
+def test_a_member_that_lost_its_place_gets_it_again(stage: Stage) -> None:
+    """B3: ZREM by hand; with the time at which it came."""
+    members(stage)
+    before = stage.redis.zrange(stage.queue.aggregating, 0, -1)
+    stage.redis.zrem(stage.queue.aggregating, before[0])
+    assert audit(stage) == Audit(repaired=1)
+    assert stage.redis.zrange(stage.queue.aggregating, 0, -1) == before
+    stage.redis.delete(stage.queue.aggregating)
+    assert audit(stage) == Audit(repaired=3)
+    assert stage.redis.zrange(stage.queue.aggregating, 0, -1) == before
+    assert audit(stage) == NOTHING
+
+
+def test_a_group_that_nobody_would_make_a_batch_of_is_due_now(stage: Stage) -> None:
+    """B3: its time was deleted by hand."""
+    members(stage)
+    times = stage.members(stage.queue.groups)
+    stage.redis.zrem(stage.queue.groups, "t\ng")
+    assert audit(stage) == Audit(repaired=1)
+    found = stage.members(stage.queue.groups)
+    assert found["t\nother"] == times["t\nother"]
+    assert found["t\ng"] <= stage.now_ms() < times["t\ng"]
+
+
+def test_a_member_without_a_body_is_dropped_and_counted(stage: Stage) -> None:
+    """B3."""
+    members(stage)
+    stage.redis.hdel(stage.queue.parked, "a")
+    assert audit(stage) == Audit(vanished=1)
+    assert stage.find("a").state is None
+    assert sorted(stage.redis.hkeys(stage.queue.grouped)) == [b"b", b"c", b"later"]
+    assert audit(stage) == NOTHING
+
+
+def test_members_whose_rules_were_lost_go_with_the_others(stage: Stage) -> None:
+    """B3: HDEL of the record; the body is not taken for an orphan."""
+    members(stage)
+    stage.redis.hdel(stage.queue.grouped, "a", "c")
+    assert audit(stage) == Audit(repaired=2)
+    assert stage.find("a").state is State.AGGREGATING
+    assert audit(stage) == NOTHING
+
+
+def test_a_body_whose_group_is_gone_without_a_trace_is_archived(stage: Stage) -> None:
+    """B3."""
+    members(stage)
+    stage.redis.delete(stage.queue.grouped, stage.queue.aggregating, stage.queue.groups)
+    assert audit(stage) == Audit(quarantined=3)
+    assert stage.find("later").state is State.SCHEDULED
+    body = stage.body("b")
+    assert body is not None
+    assert (body.reason, body.message) == (Reason.ORPHANED, b"m-b")
 
 
 @pytest.mark.parametrize("value", [b"", b"garbage", b"x:\x00\xff", b":", b"n:", b"n1"])
