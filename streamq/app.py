@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from streamq.broker.address import Address
 from streamq.client.client import Client, ClientConfig
+from streamq.client.escort import EnqueueMiddleware
 from streamq.client.handles import TaskHandle
 from streamq.client.sync_client import SyncClient
 from streamq.errors import RegistrationError, UsageError
@@ -33,6 +34,7 @@ from streamq.worker.worker import Worker
 P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Middleware)
+E = TypeVar("E", bound=EnqueueMiddleware)
 
 
 class StreamQ:
@@ -70,6 +72,7 @@ class StreamQ:
         self.hooks = Hooks(on_error, on_success, on_archive)
         self.is_failure = check_predicate(is_failure)
         self._middleware: list[Middleware] = []
+        self._enqueue_middleware: list[EnqueueMiddleware] = []
         self._overrides: dict[Callable[..., Any], Provider] = {}
         self.tasks: dict[str, Task[..., Any]] = {}
         self.config = ClientConfig(
@@ -78,6 +81,7 @@ class StreamQ:
             limits=limits,
             enqueue_timeout_s=duration_ms("enqueue_timeout", enqueue_timeout) / 1000,
             parameters=self._parameters,
+            middleware=self._enqueue_middleware,
         )
         self._client: Client | None = None
         self._users = 0
@@ -163,6 +167,22 @@ class StreamQ:
             raise RegistrationError("middleware", "must be an async function of (context, call_next)")
         self._middleware.append(function)
         return function
+
+    def enqueue_middleware(self, make: E) -> E:
+        """Let every call that is enqueued pass through a context manager; those given earlier stand outside.
+
+        It is made as ``make(call)``; what it yields is enqueued. It is left when the task is stored, or
+        with the error. The same one serves the async and the blocking client, and ``enqueue_many``.
+
+        Raises RegistrationError for what is no plain function.
+        """
+        given: Any = make
+        if not callable(given) or is_async(given):
+            raise RegistrationError(
+                "enqueue_middleware", "must be a plain function of the call that returns a context manager"
+            )
+        self._enqueue_middleware.append(make)
+        return make
 
     @contextmanager
     def override(self, provider: Callable[..., Any], stand_in: Callable[..., Any]) -> Iterator[None]:

@@ -18,6 +18,7 @@ from streamq.broker.steering import cancel, judge_cancel
 from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.desk import Desk
 from streamq.client.encoding import Encoded, Encoder, Parameters
+from streamq.client.escort import Convoy, EnqueueMiddleware, escorted
 from streamq.client.handles import TaskHandle
 from streamq.client.waiting import RECHECK_S, judge
 from streamq.clock import monotonic_s, utc_day, wall_ms
@@ -66,6 +67,8 @@ class ClientConfig:
     """The positional parameters of a task's handler; None where the handler is not known here."""
     dedup_secret: bytes | None = field(default=None, repr=False)
     """Keys of unique tasks are hashed with it, so that whoever reads Redis cannot try out arguments."""
+    middleware: Sequence[EnqueueMiddleware] = ()
+    """What each call passes through, the outermost first."""
 
     def encoder(self) -> Encoder:
         """What encodes the calls of a client so configured."""
@@ -94,6 +97,7 @@ class Client:
         self._owns_runner = runner is None
         self.runner = runner or AsyncRunner(address, timeouts=self.config.attempt)
         self._encoder = self.config.encoder()
+        self._middleware = self.config.middleware
         self._closed = False
         self._desk: Desk | None = None  # the one used last
         self._desks: dict[asyncio.AbstractEventLoop, Desk] = {}
@@ -134,7 +138,11 @@ class Client:
         Raises OptionError or PayloadError before anything is sent, TaskIdConflict, and ServerError
         (Unavailable once ``enqueue_timeout_s`` is over).
         """
-        return await self._enqueue(as_call(task, arguments, options))
+        call = as_call(task, arguments, options)
+        if self._middleware:
+            with escorted(self._middleware, call) as changed:
+                return await self._enqueue(changed)
+        return await self._enqueue(call)
 
     async def _enqueue(self, call: TaskCall[Any]) -> TaskHandle[Any]:
         desk = self._desk_here()
@@ -149,6 +157,22 @@ class Client:
 
         Raises BatchError when some were not enqueued; its ``results`` tell which.
         """
+        if self._middleware:
+            return await self._enqueue_many_escorted(calls)
+        return await self._enqueue_many(calls)
+
+    async def _enqueue_many_escorted(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
+        convoy = Convoy(self._middleware, calls)
+        try:
+            results: Sequence[Any] = await self._enqueue_many(convoy.calls())
+        except BatchError as error:
+            results = error.results
+        except BaseException as error:
+            convoy.abort(error)
+            raise
+        return convoy.finish(results)
+
+    async def _enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
         desk = self._desk_here()
         results: list[TaskHandle[R] | StreamQError] = []
         chunks: dict[str, _Chunk] = {}

@@ -21,6 +21,7 @@ from streamq.broker.sync_runner import SyncRunner
 from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.client import ClientConfig
 from streamq.client.encoding import Encoded
+from streamq.client.escort import Convoy, escorted
 from streamq.client.handles import SyncTaskHandle
 from streamq.client.producer import Producer
 from streamq.client.waiting import RECHECK_S, judge
@@ -65,6 +66,7 @@ class SyncClient:
         self._producer = Producer()
         self._turns = threading.Lock()
         self._pid = os.getpid()
+        self._middleware = self.config.middleware
         self._closed = False
         self._registered: set[str] = set()
         self._limited: set[str] = set()
@@ -101,6 +103,12 @@ class SyncClient:
         (Unavailable once ``enqueue_timeout_s`` is over).
         """
         call = as_call(task, arguments, options)
+        if self._middleware:
+            with escorted(self._middleware, call) as changed:
+                return self._enqueue(changed)
+        return self._enqueue(call)
+
+    def _enqueue(self, call: TaskCall[Any]) -> SyncTaskHandle[Any]:
         encoded = self._encoder.encode(call, self._producer)
         words: list[Word] = [encoded.how, encoded.name, encoded.message]
         with self._turn() as deadline_s:
@@ -113,6 +121,22 @@ class SyncClient:
 
         Raises BatchError when some were not enqueued; its ``results`` tell which.
         """
+        if self._middleware:
+            return self._enqueue_many_escorted(calls)
+        return self._enqueue_many(calls)
+
+    def _enqueue_many_escorted(self, calls: Iterable[TaskCall[R]]) -> list[SyncTaskHandle[R]]:
+        convoy = Convoy(self._middleware, calls)
+        try:
+            results: Sequence[Any] = self._enqueue_many(convoy.calls())
+        except BatchError as error:
+            results = error.results
+        except BaseException as error:
+            convoy.abort(error)
+            raise
+        return convoy.finish(results)
+
+    def _enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[SyncTaskHandle[R]]:
         results: list[SyncTaskHandle[R] | StreamQError] = []
         chunks: dict[str, _Chunk] = {}
         away: Unavailable | None = None

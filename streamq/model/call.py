@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
 from streamq.errors import PayloadError
 from streamq.model.names import check_name
-from streamq.model.options import Options
+from streamq.model.options import CallOptions, Options
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -37,6 +37,16 @@ class TaskCall(Generic[R_co]):
         self.kwargs = kwargs
         self.options = options
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those given with this call and its task; not the app's defaults."""
+        headers = self.options.headers
+        return headers if isinstance(headers, Mapping) else _NO_ARGUMENTS
+
+    def with_options(self, **options: Unpack[CallOptions]) -> TaskCall[R_co]:
+        """The same call with further options; headers are added to those it has. Raises OptionError."""
+        return TaskCall(self.type, self.args, self.kwargs, Options.of(options).over(self.options))
+
     def __repr__(self) -> str:
         # Without the arguments: a repr ends up in logs.
         return f"<TaskCall {self.type!r}>"
@@ -54,7 +64,7 @@ def as_call(
             raise PayloadError("arguments", "the call has its arguments already")
         if not options:
             return task
-        return TaskCall(task.type, task.args, task.kwargs, Options.of(options).over(task.options))
+        return task.with_options(**options)
     if arguments is not None and not isinstance(arguments, Mapping):
         raise PayloadError("arguments", f"must be a map of keyword arguments, not {type(arguments).__name__}")
     for name in arguments or ():
