@@ -12,6 +12,7 @@ from streamq.model.dependency import INJECTED, Depends
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.limits import Limits
 from streamq.model.parked import Reason
+from streamq.model.queue_limits import QueueLimits
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
 from streamq.model.run_limits import Concurrency, SlidingWindow, TokenBucket
 from streamq.model.states import State
@@ -59,6 +60,7 @@ __all__ = [  # noqa: RUF022
     "Reason",
     "TaskInfo",
     "QueueInfo",
+    "QueueLimits",
     "WorkerInfo",
     "Audit",
     # working

@@ -18,6 +18,7 @@ from streamq.model.durations import Duration
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
 from streamq.model.names import check_key_name, check_task_id
+from streamq.model.queue_limits import NO_LIMITS, QueueLimits
 from streamq.model.states import State
 
 T = TypeVar("T")
@@ -66,13 +67,13 @@ class Inspector:
             [*inspecting.lane_lengths(queue)],
             [*inspecting.pending_counts(queue)],
             [*inspecting.cardinalities(queue)],
-            [inspecting.is_paused(queue), inspecting.counters(queue.stats)],
+            [inspecting.is_paused(queue), inspecting.counters(queue.stats), inspecting.limits(queue)],
         ]
         replies = await self._runner.run_all([command for group in groups for command in group])
         lengths, replies = _split(replies, len(groups[0]))
         active, replies = _split(replies, len(groups[1]))
         counts, replies = _split(replies, len(groups[2]))
-        paused, counters = _checked(replies)
+        paused, counters, limits = _checked(replies)
         held = sum(count for count in active if isinstance(count, int))
         scheduled, retry, completed, archived = _checked(counts)
         return QueueInfo(
@@ -86,6 +87,7 @@ class Inspector:
             paused=paused,
             processed=counters.get("processed", 0),
             failed=counters.get("failed", 0),
+            limits=limits,
         )
 
     async def task(self, queue: str, task_id: str) -> TaskInfo:
@@ -136,6 +138,24 @@ class Inspector:
         """Hand out tasks again. Raises QueueError when it is not paused."""
         if await self._runner.run(steering.resume(await self._known(name))) != b"ok":
             raise QueueError(name, "is not paused")
+
+    async def limits(self, name: str) -> QueueLimits:
+        """What the queue takes from producers. Raises QueueError when it is unknown."""
+        return await self._runner.run(inspecting.limits(await self._known(name)))
+
+    async def set_limits(self, name: str, limits: QueueLimits | None) -> None:
+        """Let the queue take no more than that from producers; None takes all its limits away.
+
+        It holds at once, for every producer, and replaces the limits before. A queue that nobody has
+        used yet is created. What is in the queue already stays.
+
+        Raises QueueError where limits are taken away from a queue that is unknown.
+        """
+        queue = self.keys.queue(check_key_name("queue", name))
+        if limits is None:
+            queue = await self._known(name)
+        _checked(await self._runner.run_all(steering.set_limits(queue, limits or NO_LIMITS)))
+        await self._runner.run(producing.register(self.keys.queues, name))
 
     async def delete(self, queue: str, task_id: str) -> None:
         """Delete a task that is not running. Raises TaskNotFound, or TaskError when a worker holds it."""

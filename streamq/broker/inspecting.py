@@ -17,6 +17,7 @@ from streamq.model.info import TaskInfo, due_moment, effective_max_retries, effe
 from streamq.model.lanes import PRIORITIES, Lane
 from streamq.model.message import Message
 from streamq.model.parked import Parked
+from streamq.model.queue_limits import QueueLimits
 from streamq.model.states import State
 
 
@@ -173,6 +174,11 @@ def _parse_counters(reply: Any) -> dict[str, int]:
 def is_paused(queue: QueueKeys) -> Command[bool]:
     """Whether the queue hands nothing out."""
     return Command(None, (queue.config,), ("HEXISTS", queue.config, "paused"), bool)
+
+
+def limits(queue: QueueKeys) -> Command[QueueLimits]:
+    """What the queue takes from producers."""
+    return Command(None, (queue.config,), ("HGET", queue.config, "limits"), QueueLimits.unpack)
 
 
 def is_registered(keys: Keys, queue: str) -> Command[bool]:

@@ -75,7 +75,8 @@ def delete(queue: QueueKeys, task_id: str) -> Command[bytes]:
 
 def forget_producers(queue: QueueKeys, silence_ms: int, cursor: bytes = b"0") -> Command[tuple[bytes, int]]:
     """Forget producers silent for that long. Answers the next cursor (0: done) and how many."""
-    return Command(script("forget_producers"), (queue.producers,), (silence_ms, cursor, 100), tuple)
+    keys = (queue.producers, queue.rates)
+    return Command(script("forget_producers"), keys, (silence_ms, cursor, 100), tuple)
 
 
 def consumers(lane: bytes) -> Command[list[str]]:

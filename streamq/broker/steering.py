@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from streamq.broker.command import Command
+from streamq.broker.command import Command, Word
 from streamq.broker.keys import QueueKeys
 from streamq.broker.moving import task_keys
 from streamq.broker.scripts import script
 from streamq.errors import TaskFinished, TaskInBatch, TaskNotFound
+from streamq.model.queue_limits import QueueLimits
 
 _BATCH = b"batch:"
 
@@ -22,6 +23,18 @@ def pause(queue: QueueKeys) -> Command[bytes]:
 def resume(queue: QueueKeys) -> Command[bytes]:
     """Hand out again. Answers ok or already."""
     return Command(script("pause"), _pause_keys(queue), ("resume", queue.hints), bytes)
+
+
+def set_limits(queue: QueueKeys, limits: QueueLimits) -> list[Command[int]]:
+    """Let the queue take no more than that. What was counted under former rates is forgotten."""
+    packed = limits.pack()
+    store: tuple[Word, ...] = ("HDEL", queue.config, "limits")
+    if packed is not None:
+        store = ("HSET", queue.config, "limits", packed)
+    return [
+        Command(None, (queue.config,), store, int),
+        Command(None, (queue.rates,), ("DEL", queue.rates), int),
+    ]
 
 
 class Removed(NamedTuple):

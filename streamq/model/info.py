@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from streamq.model.message import NO_TIMEOUT, Message
 from streamq.model.options import DEFAULT_TIMEOUT_MS
 from streamq.model.parked import Reason
+from streamq.model.queue_limits import NO_LIMITS, QueueLimits
 from streamq.model.retry import DEFAULT_MAX_RETRIES
 from streamq.model.states import State
 
@@ -66,6 +67,8 @@ class QueueInfo:
     """Attempts that ended, over all time."""
     failed: int
     """Those of them that failed."""
+    limits: QueueLimits = NO_LIMITS
+    """What the queue takes from producers."""
 
     @property
     def size(self) -> int:

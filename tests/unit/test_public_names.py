@@ -41,6 +41,7 @@ PUBLIC = {
     "State",
     "TaskInfo",
     "QueueInfo",
+    "QueueLimits",
     "WorkerInfo",
     "Audit",
     "Worker",
