@@ -4,7 +4,9 @@ from streamq.app import StreamQ
 from streamq.broker.address import Address
 from streamq.client.client import Client
 from streamq.client.handles import SyncTaskHandle, TaskHandle
+from streamq.client.semaphore import Permit, Semaphore
 from streamq.client.sync_client import SyncClient
+from streamq.client.sync_semaphore import SyncPermit, SyncSemaphore
 from streamq.errors import Drop, Release, RetryAfter, SkipRetry, StreamQError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall
@@ -55,6 +57,10 @@ __all__ = [  # noqa: RUF022
     "SyncClient",
     "TaskHandle",
     "SyncTaskHandle",
+    "Semaphore",
+    "SyncSemaphore",
+    "Permit",
+    "SyncPermit",
     "Inspector",
     "State",
     "Reason",

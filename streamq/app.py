@@ -14,6 +14,7 @@ from streamq.broker.address import Address
 from streamq.client.client import Client, ClientConfig
 from streamq.client.escort import EnqueueMiddleware
 from streamq.client.handles import TaskHandle
+from streamq.client.semaphore import Semaphore
 from streamq.client.sync_client import SyncClient
 from streamq.errors import RegistrationError, UsageError
 from streamq.inspector import Inspector
@@ -25,6 +26,7 @@ from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
 from streamq.model.run_limits import RunLimit, check_limits
+from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
 from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
 from streamq.worker.context import TaskContext
@@ -262,6 +264,17 @@ class StreamQ:
         """A blocking client for the length of a with block."""
         with SyncClient(self.address, self.config) as client:
             yield client
+
+    def semaphore(
+        self,
+        name: str,
+        *,
+        limit: int,
+        lease: Duration = DEFAULT_LEASE_S,
+        timeout: Duration | None = None,
+    ) -> Semaphore:
+        """A semaphore of that name; see Client.semaphore. Used while the app is open, made at any time."""
+        return Semaphore(lambda: self.client, SemaphoreOptions.of(name, limit, lease, timeout))
 
     # Working and looking
 

@@ -23,6 +23,9 @@
     │       ├── EnqueueRateExceeded       tasks come too fast; says when to try again
     │       ├── TaskTooLarge              the task has too many bytes for this queue
     │       └── TypeNotAllowed            the queue takes no tasks of this type
+    ├── SemaphoreError            about one semaphore
+    │   ├── SemaphoreTimeout          no permit was free within the time the caller gave
+    │   └── SemaphoreLost             the lease of a permit ran out while it was held
     ├── ServerError               Redis's
     │   ├── Unavailable               cannot be reached, or the connection was lost
     │   │   ├── ServerTimeout             no answer within the time limit
@@ -203,6 +206,26 @@ class TaskTooLarge(QueueLimitReached):
 
 class TypeNotAllowed(QueueLimitReached):
     """The queue takes no tasks of this type."""
+
+
+class SemaphoreError(StreamQError):
+    """About one semaphore; ``semaphore`` is its name."""
+
+    def __init__(self, semaphore: str, problem: str) -> None:
+        super().__init__(f"semaphore {semaphore}: {problem}")
+        self.semaphore = semaphore
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.semaphore, self.problem)
+
+
+class SemaphoreTimeout(SemaphoreError, TimeoutError):
+    """No permit was free within the time the caller was ready to wait."""
+
+
+class SemaphoreLost(SemaphoreError):
+    """The lease ran out while the permit was held: another program may have held it at the same time."""
 
 
 class ServerError(StreamQError):

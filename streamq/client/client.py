@@ -20,6 +20,7 @@ from streamq.client.desk import Desk
 from streamq.client.encoding import Encoded, Encoder, Parameters
 from streamq.client.escort import Convoy, EnqueueMiddleware, escorted
 from streamq.client.handles import TaskHandle
+from streamq.client.semaphore import Semaphore
 from streamq.client.waiting import RECHECK_S, judge
 from streamq.clock import monotonic_s, utc_day, wall_ms
 from streamq.errors import (
@@ -38,6 +39,7 @@ from streamq.model.info import TaskInfo
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import check_key_name, check_task_id
 from streamq.model.options import CallOptions, Options
+from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 
 R = TypeVar("R")
 
@@ -250,6 +252,26 @@ class Client:
         mark = Cancel.of(outcome, delay).pack()
         word = await self.runner.run(cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms())))
         return judge_cancel(queue, task_id, word)
+
+    def semaphore(
+        self,
+        name: str,
+        *,
+        limit: int,
+        lease: Duration = DEFAULT_LEASE_S,
+        timeout: Duration | None = None,
+    ) -> Semaphore:
+        """A semaphore of that name, shared by all programs of the namespace: ``async with`` it.
+
+        At most ``limit`` hold it at once. ``lease`` is how soon the permit of a program that died is free
+        again; ``timeout`` is how long to wait for one. Raises OptionError.
+        """
+        return Semaphore(lambda: self, SemaphoreOptions.of(name, limit, lease, timeout))
+
+    def check_open(self) -> None:
+        """Raises UsageError when the client is closed."""
+        if self._closed:
+            raise UsageError("client", "is closed")
 
     async def ping(self) -> None:
         """Connect, if need be. Raises ServerError when Redis cannot be reached."""

@@ -24,6 +24,7 @@ from streamq.client.encoding import Encoded
 from streamq.client.escort import Convoy, escorted
 from streamq.client.handles import SyncTaskHandle
 from streamq.client.producer import Producer
+from streamq.client.sync_semaphore import SyncSemaphore
 from streamq.client.waiting import RECHECK_S, judge
 from streamq.clock import monotonic_s, utc_day, wall_ms
 from streamq.errors import (
@@ -42,6 +43,7 @@ from streamq.model.durations import Duration, duration_ms
 from streamq.model.info import TaskInfo
 from streamq.model.names import check_key_name, check_task_id
 from streamq.model.options import CallOptions
+from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 
 R = TypeVar("R")
 
@@ -195,6 +197,26 @@ class SyncClient:
         mark = Cancel.of(outcome, delay).pack()
         word = self.runner.run(cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms())))
         return judge_cancel(queue, task_id, word)
+
+    def semaphore(
+        self,
+        name: str,
+        *,
+        limit: int,
+        lease: Duration = DEFAULT_LEASE_S,
+        timeout: Duration | None = None,
+    ) -> SyncSemaphore:
+        """A semaphore of that name, shared by all programs of the namespace: ``with`` it.
+
+        At most ``limit`` hold it at once. ``lease`` is how soon the permit of a program that died is free
+        again; ``timeout`` is how long to wait for one. Raises OptionError.
+        """
+        return SyncSemaphore(self, SemaphoreOptions.of(name, limit, lease, timeout))
+
+    def check_open(self) -> None:
+        """Raises UsageError when the client is closed."""
+        if self._closed:
+            raise UsageError("client", "is closed")
 
     def ping(self) -> None:
         """Connect, if need be. Raises ServerError when Redis cannot be reached."""

@@ -15,6 +15,7 @@ from streamq.errors import (
     EnqueueRateExceeded,
     QueueError,
     RetryAfter,
+    SemaphoreError,
     StreamQError,
     TaskError,
     TaskNotFound,
@@ -34,7 +35,7 @@ def sample(kind: type[StreamQError]) -> StreamQError:
         return kind("queue", "id-1", "has a problem")
     if issubclass(kind, EnqueueRateExceeded):
         return kind("queue", 1.5)
-    if issubclass(kind, QueueError):
+    if issubclass(kind, QueueError | SemaphoreError):
         return kind("queue", "has a problem")
     if issubclass(kind, BatchError):
         return kind([1, TaskNotFound("q", "a", "no such task"), 2])
