@@ -265,6 +265,8 @@ class Recovered(NamedTuple):
     """Entries of the lane that are still active, whoever holds them."""
     deleted: int
     """Tasks that are gone because their cancel asked for it."""
+    crashed: Sequence[bytes]
+    """Ids of the tasks that were archived for their crashes."""
 
     @property
     def finished(self) -> bool:

@@ -18,12 +18,15 @@ from streamq.cli.working import listen
 from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.worker.config import WorkerConfig
+from streamq.worker.coroner import Coroner
 from streamq.worker.recoverer import Recoverer
 from streamq.worker.supervisor import Supervisor
+from streamq.worker.teller import Teller
 from streamq.worker.worker import new_worker_id
 
 _STOP_MARGIN_S = 12.0
 """What a worker may need beyond its grace period: to cancel handlers, and to settle."""
+_HOOKS_S = 5.0
 
 
 def supervise(
@@ -72,14 +75,17 @@ class Undertaker:
     def __init__(self, app: StreamQ, config: WorkerConfig) -> None:
         self._keys = Keys(config.namespace)
         self._runner = AsyncRunner(app.address, timeouts=config.timeouts)
+        # Hooks are called here, too, outside of any lifespan: no worker will hear of these tasks.
+        self._teller, clock = Teller(config.hooks), ServerClock()
         self._recoverer = Recoverer(
             self._runner,
             [self._keys.queue(name) for name in config.queues],
-            ServerClock(),
+            clock,
             consumer=new_worker_id(),
             lease_ms=config.lease_ms,
             crash_limit=config.crash_limit,
             backoff_ms=config.crash_backoff_ms,
+            on_crashed=Coroner(self._runner, clock, self._teller, app.definitions()).report,
         )
 
     async def recover(self, dead: str) -> int:
@@ -91,5 +97,6 @@ class Undertaker:
         return self._recoverer.recovered - before
 
     async def aclose(self) -> None:
-        """Close the connection."""
+        """Let the hooks end, for a while, and close the connection."""
+        await self._teller.aclose(_HOOKS_S)
         await self._runner.aclose()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from streamq.broker import working
 from streamq.broker.keys import QueueKeys
@@ -30,6 +30,10 @@ _PATIENCE = 6
 and one of them may still run it, although it takes no more. Nobody waits: nobody serves the queue."""
 
 
+OnCrashed = Callable[[QueueKeys, Sequence[bytes]], Awaitable[None]]
+"""Told of the tasks of a queue that were archived because they crashed too often."""
+
+
 class Recoverer:
     """Looks for expired leases in all lanes of its queues, and of those that its worker adopted."""
 
@@ -44,6 +48,7 @@ class Recoverer:
         lease_ms: int,
         crash_limit: int,
         backoff_ms: int,
+        on_crashed: OnCrashed | None = None,
     ) -> None:
         self._runner = runner
         self._queues = queues
@@ -53,6 +58,7 @@ class Recoverer:
         self._lease_ms = lease_ms
         self._crash_limit = crash_limit
         self._backoff_ms = backoff_ms
+        self._on_crashed = on_crashed
         self._connection = 0
         self._complaints = Complaints(log)
         self.recovered = 0
@@ -103,6 +109,8 @@ class Recoverer:
                 )
             )
             self._note(queue, lane, found)
+            if found.crashed and self._on_crashed is not None:
+                await self._on_crashed(queue, found.crashed)
             if found.finished:
                 return found.pending
             cursor = found.cursor

@@ -40,6 +40,7 @@ from streamq.worker.canceller import Canceller
 from streamq.worker.caretaker import Caretaker
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
+from streamq.worker.coroner import Coroner
 from streamq.worker.draw import Draw, normalised
 from streamq.worker.executor import Executor
 from streamq.worker.fetcher import Fetcher
@@ -142,6 +143,9 @@ class Worker:
             lease_ms=config.lease_ms,
             crash_limit=config.crash_limit,
             backoff_ms=config.crash_backoff_ms,
+            on_crashed=Coroner(
+                self._control, self.clock, self.teller, definitions, lambda: self.executor.state
+            ).report,
         )
         self.forwarder = Forwarder(self._control, self.caretaker.tended, self._on_paused)
         self.janitor = Janitor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,15 @@ from streamq.model.states import State
 from tests.broker.stage import DAY, Stage
 
 LEASE_MS = 10_000
-NOTHING = (b"0-0", 0, 0, 0, 0, 0, 0)
+NOTHING: tuple[Any, ...] = (b"0-0", 0, 0, 0, 0, 0, 0, [])
 
 
-def crash(stage: Stage, task_id: str, times: int, *, crash_limit: int = 99) -> None:
-    """Let the task's worker die that often; the last time it is recovered too."""
+def crash(stage: Stage, task_id: str, times: int, *, crash_limit: int = 99) -> list[bytes]:
+    """Let the task's worker die that often; the last time it is recovered too.
+
+    Answers the ids that recovery says it archived.
+    """
+    archived: list[bytes] = []
     for _ in range(times):
         found = stage.find(task_id)
         if found.state is State.RETRY:
@@ -26,7 +31,8 @@ def crash(stage: Stage, task_id: str, times: int, *, crash_limit: int = 99) -> N
             stage.forward()
         [entry] = stage.fetch()
         stage.let_idle(entry)
-        stage.recover(entry.lane, lease_ms=LEASE_MS, crash_limit=crash_limit)
+        archived += stage.recover(entry.lane, lease_ms=LEASE_MS, crash_limit=crash_limit).crashed
+    return archived
 
 
 def test_an_expired_lease_issues_the_task_again_in_front(stage: Stage) -> None:
@@ -76,11 +82,11 @@ def test_tasks_that_crashed_together_come_back_one_after_the_other(stage: Stage)
 
 
 def test_at_the_crash_limit_the_task_is_archived(stage: Stage) -> None:
-    """A71: as crashed, with its bytes kept and its count readable; whoever waits is told."""
+    """A71: as crashed, bytes kept and count readable; whoever waits is told, and whoever recovers."""
     stage.enqueue("a")
-    crash(stage, "a", 2, crash_limit=2)
+    assert crash(stage, "a", 2, crash_limit=2) == []
     with stage.hearing(stage.queue.done("a").decode()) as said:
-        crash(stage, "a", 1, crash_limit=2)
+        assert crash(stage, "a", 1, crash_limit=2) == [b"a"]
     assert said == [b"archived"]
     found = stage.find("a")
     assert (found.state, found.message_bytes) == (State.ARCHIVED, b"m-a")

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import pytest
 
 from streamq import Reason, Release, Retry, RetryAfter, SkipRetry, StreamQ, TaskContext, current_task
+from streamq.broker.keys import GROUP
+from streamq.cli.supervising import Undertaker
 from streamq.codec import encode_message
 from streamq.errors import PayloadError, RegistrationError
 from streamq.inspector import Inspector
@@ -200,6 +202,47 @@ async def test_on_archive_is_told_of_bytes_that_are_no_task(
         await eventually(lambda: len(told.facts) == 2)
     assert sorted(told.facts) == [("", Reason.UNDECODABLE), ("known", Reason.UNDECODABLE)]
     assert own.facts == [("known", Reason.UNDECODABLE)]
+
+
+async def crash(app: StreamQ, server: Server) -> None:
+    """Take what is ready as a worker that then dies."""
+    lane, redis = keys_of(app).lanes[Lane.NORMAL], server.client()
+    redis.xgroup_create(lane, GROUP, "0", mkstream=True)
+    assert redis.xreadgroup(GROUP.decode(), "dead", {lane: ">"})
+
+
+async def test_on_archive_is_told_of_tasks_that_crashed_too_often(
+    app: StreamQ, server: Server, told: Told
+) -> None:
+    """By the worker that recovered them; the task's own hook is told, too."""
+    own = Told()
+    await app.task(name="killer", on_archive=own)(_nothing).enqueue()
+    await app.enqueue("unknown")
+    await crash(app, server)
+    async with running(app, lease_ms=300, crash_limit=0, on_archive=told):
+        await eventually(lambda: len(told.facts) == 2)
+    assert sorted(told.facts) == [("killer", Reason.CRASHED), ("unknown", Reason.CRASHED)]
+    assert own.facts == [("killer", Reason.CRASHED)]
+
+
+async def test_a_supervisor_tells_of_the_tasks_that_it_archives(
+    server: Server, namespace: str, told: Told
+) -> None:
+    """It recovers a dead child's tasks before any worker can; it has no lifespan, so there is no state."""
+    seen: list[Any] = []
+
+    def hook(context: TaskContext, fact: Any) -> None:
+        seen.append((context.id, context.queue, context.headers, context.crashes, context.state))
+
+    async with StreamQ(server.url, namespace=namespace, on_archive=told) as app:
+        task = app.task(name="killer", on_archive=hook)(_nothing)
+        handle = await task.options(headers={"a": "b"}).enqueue()
+        await crash(app, server)
+        undertaker = Undertaker(app, app.worker(crash_limit=0).config)
+        await undertaker.recover("dead")
+        await undertaker.aclose()
+    assert seen == [(handle.id, "default", {"a": "b"}, 1, None)]
+    assert told.facts == [("killer", Reason.CRASHED)]
 
 
 # Whatever a hook does (B32)
