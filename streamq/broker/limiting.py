@@ -43,6 +43,7 @@ class Rule(NamedTuple):
                 return cls(name, "b", round(us_per_token, 3), limit.burst)
             case SlidingWindow():
                 return cls(name, "w", limit.limit, duration_ms("per", limit.per) * 1000)
+        raise TypeError(f"{type(limit).__name__} is no limit")
 
 
 @dataclass(frozen=True, slots=True)

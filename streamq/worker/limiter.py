@@ -45,9 +45,10 @@ class _Limit:
     read_key: _Reader | None
 
     @property
-    def here(self) -> bool:
-        """It counts in this worker alone."""
-        return isinstance(self.limit, Concurrency) and self.limit.scope == "worker"
+    def places_here(self) -> int | None:
+        """How many it lets run in this worker; None where Redis counts."""
+        limit = self.limit
+        return limit.limit if isinstance(limit, Concurrency) and limit.scope == "worker" else None
 
     def name_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """What counts these arguments. The key's value is stored as a digest: it may be personal, or long."""
@@ -81,9 +82,10 @@ class Limiter:
         rules: list[Rule] = []
         for limit in self._of(definition):
             name = limit.name_for(args, kwargs)
-            if not limit.here:
+            places = limit.places_here
+            if places is None:
                 rules.append(Rule.of(name, limit.limit))
-            elif self._running_here[name] >= limit.limit.limit:  # type: ignore[union-attr]  # a Concurrency
+            elif self._running_here[name] >= places:
                 raise NotAdmitted(0)
             else:
                 here.append(name)

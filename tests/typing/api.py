@@ -14,25 +14,32 @@ from typing import Any, assert_type
 
 from streamq import (
     Client,
+    Concurrency,
     Drop,
     Exponential,
     Fixed,
     Inspector,
     Limits,
     Listed,
+    Permit,
     QueueInfo,
     Retry,
+    Semaphore,
     SkipRetry,
+    SlidingWindow,
     State,
     StreamQ,
     StreamQError,
     SyncClient,
+    SyncPermit,
+    SyncSemaphore,
     SyncTaskHandle,
     Task,
     TaskCall,
     TaskContext,
     TaskHandle,
     TaskInfo,
+    TokenBucket,
     Worker,
     WorkerInfo,
     current_task,
@@ -167,6 +174,42 @@ async def operate() -> None:
     worker = app.worker(queues={"mail": 6, "default": 3}, concurrency=50)
     assert_type(worker, Worker)
     await worker.run()
+
+
+def account_of(account: str, *, full: bool) -> tuple[str, bool]:
+    return account.lower(), full
+
+
+limits = [
+    Concurrency(5),
+    Concurrency(1, key="account", scope="worker"),
+    TokenBucket(0.5, per=timedelta(minutes=1), burst=3, key=account_of),
+    SlidingWindow(100, per=60, name="mail-api"),
+]
+
+
+@app.task(limits=limits, retry=3)
+async def sync_account(account: str, *, full: bool) -> bool:
+    return full
+
+
+async def take_turns() -> None:
+    semaphore = app.semaphore("report", limit=3, lease=timedelta(seconds=10), timeout=None)
+    assert_type(semaphore, Semaphore)
+    async with semaphore as permit:
+        assert_type(permit, Permit)
+        assert_type(permit.held, bool)
+    assert_type(await semaphore.try_acquire(), Permit | None)
+    await (await app.client.semaphore("report", limit=3).acquire(timeout=5)).release()
+
+
+def take_turns_blocking() -> None:
+    with app.sync() as client:
+        semaphore = client.semaphore("report", limit=3)
+        assert_type(semaphore, SyncSemaphore)
+        with semaphore as permit:
+            assert_type(permit, SyncPermit)
+        assert_type(semaphore.try_acquire(), SyncPermit | None)
 
 
 def own_delay(failures: int, error: BaseException) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streamq import Concurrency, Retry, SlidingWindow, StreamQ, TokenBucket
+from streamq import CallNext, Concurrency, Retry, SlidingWindow, StreamQ, TaskContext, TokenBucket
 from streamq.broker.keys import Keys
 from streamq.broker.limiting import LONGEST_WAIT_MS
 from streamq.broker.scripts import script
@@ -109,6 +109,27 @@ async def test_a_task_that_is_put_back_spends_no_retry_and_counts_as_no_failure(
             assert (info.retried, info.crashes, info.error) == (0, 0, None)
     assert not errors.told
     assert (await inspector.counters("default")).get("failed", 0) == 0
+
+
+async def test_no_middleware_sees_a_task_that_may_not_start(
+    app: StreamQ, inspector: Inspector, gate: Gate
+) -> None:
+    """There is no attempt that it could stand around."""
+    seen: list[str] = []
+
+    async def note(context: TaskContext, call_next: CallNext) -> Any:
+        seen.append(context.id)
+        return await call_next()
+
+    app.middleware(note)
+    app.task(name="t", limits=[Concurrency(1)])(gate.__call__)
+    await app.enqueue_many([app.call("t")] * 3)
+    async with running(app):
+        await waiting(inspector, 2)
+        assert len(seen) == 1
+        gate.open.set()
+        await eventually(lambda: len(gate.ran) == 3)
+    assert len(seen) == len(set(seen)) == 3
 
 
 async def test_each_value_of_a_key_is_counted_apart(app: StreamQ, inspector: Inspector, gate: Gate) -> None:
