@@ -24,6 +24,7 @@ from streamq.model.dependency import Provider, provider_of
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
+from streamq.model.names import longest_pattern
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
 from streamq.model.run_limits import RunLimit, check_limits
 from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
@@ -204,7 +205,7 @@ class StreamQ:
                 self._overrides[provider] = before
 
     def _parameters(self, name: str) -> tuple[str, ...] | None:
-        task = self.tasks.get(name)
+        task = self.tasks.get(name) or self.tasks.get(longest_pattern(name, self.tasks) or "")
         return None if task is None else task.parameters
 
     # Producing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from streamq.errors import OptionError
 from streamq.model.limits import MAX_NAME_BYTES
 
@@ -25,6 +27,12 @@ def check_name(field: str, name: object) -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise OptionError(field, f"must be at most {MAX_NAME_BYTES} bytes of UTF-8")
     return name
+
+
+def longest_pattern(name: str, patterns: Iterable[str]) -> str | None:
+    """Of the patterns that take this name the longest; None when there is none."""
+    fitting = [one for one in patterns if one.endswith(STAR) and name.startswith(one.removesuffix(STAR))]
+    return max(fitting, key=len, default=None)
 
 
 def check_key_name(field: str, name: object) -> str:

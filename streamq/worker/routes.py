@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from streamq.errors import HandlerNotFound
 from streamq.model.definition import Definition
-from streamq.model.names import STAR
+from streamq.model.names import STAR, longest_pattern
 from streamq.model.retry import DEFAULT_RETRY
 
 _MOST_REMEMBERED = 1_024
@@ -22,8 +22,7 @@ class Routes(dict[str, Definition]):
 
     def __init__(self, definitions: Mapping[str, Definition]) -> None:
         super().__init__({name: one for name, one in definitions.items() if not name.endswith(STAR)})
-        prefixes = {name.removesuffix(STAR): one for name, one in definitions.items() if name.endswith(STAR)}
-        self._prefixes = sorted(prefixes.items(), key=lambda item: len(item[0]), reverse=True)
+        self._patterns = {name: one for name, one in definitions.items() if name.endswith(STAR)}
         self._remembered: list[str] = []
 
     def __missing__(self, name: str) -> Definition:
@@ -36,10 +35,8 @@ class Routes(dict[str, Definition]):
         return definition
 
     def _find(self, name: str) -> Definition:
-        for prefix, definition in self._prefixes:
-            if name.startswith(prefix):
-                return definition
-        return unknown(name)
+        pattern = longest_pattern(name, self._patterns)
+        return unknown(name) if pattern is None else self._patterns[pattern]
 
 
 def unknown(name: str) -> Definition:

@@ -6,15 +6,18 @@ It is checked, never run. What must be refused is in test_typing.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, assert_type
+from typing import Annotated, Any, assert_type
 
 from streamq import (
+    INJECTED,
+    CallNext,
     Client,
     Concurrency,
+    Depends,
     Drop,
     Exponential,
     Fixed,
@@ -23,7 +26,10 @@ from streamq import (
     Listed,
     Permit,
     QueueInfo,
+    Reason,
+    Release,
     Retry,
+    RetryAfter,
     Semaphore,
     SkipRetry,
     SlidingWindow,
@@ -63,6 +69,16 @@ async def on_error(context: TaskContext, error: BaseException) -> None:
     log.error("%s %s failed in attempt %d: %s", context.type, context.id, context.attempt, error)
 
 
+def on_success(context: TaskContext, result: Any) -> None:
+    log.info("%s %s", context.id, result)
+
+
+def on_archive(context: TaskContext, cause: BaseException | Reason) -> None:
+    if isinstance(cause, Reason):
+        assert_type(cause, Reason)
+    log.error("%s: %s", context.id, cause)
+
+
 app = StreamQ(
     "redis://localhost:6379/0",
     namespace="shop",
@@ -71,6 +87,9 @@ app = StreamQ(
     enqueue_timeout=2.5,
     lifespan=lifespan,
     on_error=on_error,
+    on_success=on_success,
+    on_archive=on_archive,
+    is_failure=lambda error: not isinstance(error, Unavailable),
 )
 
 
@@ -94,6 +113,51 @@ def make_report(day: datetime, pages: int = 1) -> list[int]:
 async def clean_up() -> None:
     context = current_task()
     assert_type(context.headers["trace"], str)
+
+
+@app.middleware
+async def timed(context: TaskContext, call_next: CallNext) -> Any:
+    log.info("%s begins", context.type)
+    return await call_next()
+
+
+@app.enqueue_middleware
+@contextmanager
+def traced(call: TaskCall[Any]) -> Iterator[TaskCall[Any]]:
+    assert_type(call.headers.get("trace"), str | None)
+    yield call.with_options(headers={"trace": "1"})
+
+
+def get_shop(context: TaskContext) -> Shop:
+    return context.state_as(Shop)
+
+
+async def get_till(shop: Annotated[Shop, Depends(get_shop)]) -> AsyncIterator[list[str]]:
+    yield [shop.name]
+
+
+@app.task(name="sale:*", on_error=on_error, on_success=on_success, on_archive=on_archive)
+async def sell(what: str, count: int = 1, *, till: Annotated[list[str], Depends(get_till)] = INJECTED) -> int:
+    if count > 100:
+        raise RetryAfter(timedelta(minutes=5), "too many at once", spend=False)
+    if what == "nothing":
+        raise Release("not in this shop")
+    return len(till)
+
+
+@app.task
+def count_stock(context: TaskContext = INJECTED, shop: Annotated[Shop, Depends(get_shop)] = INJECTED) -> str:
+    return f"{context.id} {shop.name}"
+
+
+async def inject() -> None:
+    assert_type(await sell.named("sale:apples").enqueue("apple", count=3), TaskHandle[int])
+    assert_type(await sell.options(delay=5).named("sale:pears").enqueue("pear"), TaskHandle[int])
+    assert_type(await count_stock.enqueue(), TaskHandle[str])
+    assert_type(await sell("apple", till=["test"]), int)
+    assert_type(current_task().state_as(Shop), Shop)
+    with app.override(get_shop, lambda: Shop("fake")):
+        await count_stock.enqueue()
 
 
 async def produce() -> None:

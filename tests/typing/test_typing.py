@@ -21,7 +21,8 @@ PREAMBLE = """
 from __future__ import annotations
 from datetime import datetime, timedelta, UTC
 from typing import Any
-from streamq import Retry, StreamQ, TaskHandle
+from typing import Annotated
+from streamq import INJECTED, Depends, Retry, RetryAfter, StreamQ, TaskCall, TaskHandle, current_task
 
 app = StreamQ("redis://localhost")
 
@@ -32,6 +33,17 @@ async def send(to: str, subject: str, copies: int = 0) -> str:
 @app.task()
 def add(a: int, b: int) -> int:
     return a + b
+
+def get_number() -> int:
+    return 1
+
+@app.task(name="email:*")
+async def mail(to: str, number: Annotated[int, Depends(get_number)] = INJECTED) -> str:
+    return to * number
+
+def not_async(context: object, call_next: object) -> None: ...
+def no_manager(call: TaskCall[Any]) -> TaskCall[Any]:
+    return call
 
 async def use() -> None:
     with app.sync() as sync:
@@ -72,15 +84,31 @@ WRONG = (
     "o: int = await send('a', 'b')",
     "(await send.enqueue('a', 'b')).id = 5",
     "Retry('3')",
+    "await mail.named('email:x').enqueue()",
+    "await mail.named('email:x').enqueue(1)",
+    "mail.named(5)",
+    "RetryAfter('soon')",
+    "Depends('get_number')",
+    "app.override(get_number, 5)",
+    "app.middleware(not_async)",
+    "app.enqueue_middleware(no_manager)",
+    "app.task(on_success=5)",
+    "app.task(on_archive=no_manager)",
+    "StreamQ(is_failure=5)",
+    "r: str = current_task().state_as(int)",
+    "call = send.call('a', 'b').with_options(dely=5)",
 )
 # Anything else, an unknown name for example, would be a mistake in this test.
-ABOUT_TYPES = {"arg-type", "assignment", "call-arg", "call-overload", "dict-item"}
+ABOUT_TYPES = {"arg-type", "assignment", "call-arg", "call-overload", "dict-item", "type-var"}
 
 RIGHT = (
     "await send.enqueue('a', subject='b', copies=1)",
     "p: str = await (await send.enqueue('a', 'b')).result(timeout=timedelta(seconds=5))",
     "q: int = sync.enqueue(add.call(1, b=2), queue='x').result()",
     "await app.enqueue('t', {'x': 1}, delay=5, retry=Retry(1))",
+    "t: str = await (await mail.named('email:x').enqueue('a')).result()",
+    "u: str = await mail('a', 5)",
+    "v: int = current_task().state_as(int)",
 )
 
 

@@ -100,6 +100,16 @@ def test_what_cannot_be_called_is_refused(handler: object) -> None:
     assert StreamQ().tasks == {}
 
 
+def test_the_handler_of_a_pattern_tells_the_parameters_of_all_its_types() -> None:
+    """So that calls of a unique task are alike whether arguments come by position or by name."""
+    app = StreamQ()
+    app.task(name="email:*")(handler)
+    app.task(name="other")(print)
+    parameters = app.config.parameters
+    assert parameters("email:welcome") == ("number",)
+    assert parameters("sms") is None
+
+
 def test_a_pattern_is_enqueued_under_a_name_that_fits_it() -> None:
     app = StreamQ()
     mail, exact = app.task(name="email:*", queue="mail")(handler), app.task(name="exact")(handler)
