@@ -12,8 +12,10 @@ from streamq.inspector import Inspector
 from streamq.model.call import TaskCall
 from streamq.model.dependency import INJECTED, Depends
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
+from streamq.model.isolation import Isolation
 from streamq.model.limits import Limits
 from streamq.model.parked import Reason
+from streamq.model.progress import Progress
 from streamq.model.queue_limits import QueueLimits
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
 from streamq.model.run_limits import Concurrency, SlidingWindow, TokenBucket
@@ -42,6 +44,7 @@ __all__ = [  # noqa: RUF022
     "Concurrency",
     "TokenBucket",
     "SlidingWindow",
+    "Isolation",
     # around and inside a handler
     "CallNext",
     "Depends",
@@ -65,6 +68,7 @@ __all__ = [  # noqa: RUF022
     "State",
     "Reason",
     "TaskInfo",
+    "Progress",
     "QueueInfo",
     "QueueLimits",
     "WorkerInfo",

@@ -23,6 +23,7 @@ from streamq.model.definition import Definition
 from streamq.model.dependency import Provider, provider_of
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.hooks import Hooks
+from streamq.model.isolation import Isolation, as_isolation
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import longest_pattern
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
@@ -31,6 +32,7 @@ from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
 from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
 from streamq.worker.context import TaskContext
+from streamq.worker.home import Home, home_of, refuse_in_import
 from streamq.worker.middleware import Middleware
 from streamq.worker.worker import Worker
 
@@ -110,6 +112,7 @@ class StreamQ:
         on_success: OnSuccess | None = None,
         on_archive: OnArchive | None = None,
         limits: Iterable[RunLimit] = (),
+        isolate: bool | Isolation = False,
         **options: Unpack[TaskOptions],
     ) -> Decorator: ...
     def task(  # type: ignore[misc]  # mypy does not match a TypedDict's keywords with themselves here
@@ -123,6 +126,7 @@ class StreamQ:
         on_success: OnSuccess | None = None,
         on_archive: OnArchive | None = None,
         limits: Iterable[RunLimit] = (),
+        isolate: bool | Isolation = False,
         **options: Unpack[TaskOptions],
     ) -> Any:
         """Register the decorated function as a task: ``@app.task``, or ``@app.task(...)`` with options.
@@ -131,13 +135,16 @@ class StreamQ:
         begin with ``email:`` and have no task or longer pattern of their own. ``is_failure`` tells errors
         that count as failures from those after which the task is simply tried again. The hooks are called
         before those of the app. ``limits`` say how many may run at once, or start in a time; a task that
-        they do not let start is put back.
+        they do not let start is put back. ``isolate`` runs the handler in a child process, with limits
+        if given.
 
         Raises OptionError for bad options, RegistrationError for a name that is taken.
         """
         hooks = Hooks(on_error, on_success, on_archive)
         checked = Options.of(options, TASK_OPTION_NAMES)
-        decorator = Decorator(self, name, checked, is_failure, hooks, check_limits(limits))
+        decorator = Decorator(
+            self, name, checked, is_failure, hooks, check_limits(limits), as_isolation(isolate)
+        )
         return decorator if handler is None else decorator(handler)
 
     def register(self, task: Task[..., Any]) -> None:
@@ -207,6 +214,14 @@ class StreamQ:
     def _parameters(self, name: str) -> tuple[str, ...] | None:
         task = self.tasks.get(name) or self.tasks.get(longest_pattern(name, self.tasks) or "")
         return None if task is None else task.parameters
+
+    def home(self) -> Home | None:
+        """Where child processes find this app; None when no task wants one.
+
+        Raises RegistrationError when they could not find it.
+        """
+        isolated = [task for task in self.tasks.values() if task.isolation is not None]
+        return home_of(self, isolated) if isolated else None
 
     # Producing
 
@@ -282,13 +297,16 @@ class StreamQ:
     def worker(self, **settings: Unpack[WorkerSettings]) -> Worker:
         """A worker for this app's tasks.
 
-        Raises OptionError for settings that make no sense.
+        Raises OptionError for settings that make no sense, RegistrationError for isolated tasks that a
+        child process could not find.
         """
+        refuse_in_import()
         config = WorkerConfig.of(
             settings,
             namespace=self.config.namespace,
             limits=self.config.limits,
             lifespan=self.lifespan,
+            home=self.home(),
             on_error=self.hooks.on_error,
             on_success=self.hooks.on_success,
             on_archive=self.hooks.on_archive,

@@ -19,6 +19,8 @@ from streamq.errors import MessageError, PayloadError
 from streamq.model.limits import DEFAULT_LIMITS, MAX_DEPTH, Limits
 from streamq.model.message import KEY_ENQUEUED, KEY_PAYLOAD, Message
 
+FRAME_HEAD_BYTES = 4
+
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes, Decimal, UUID, date})
 
 
@@ -103,6 +105,20 @@ def decode_message(stored: bytes) -> Message:
     if type(decoded) is not dict:
         raise MessageError("not a map")
     return Message(decoded)
+
+
+def encode_frame(frame: Mapping[str, Any]) -> bytes:
+    """What a worker and its child process say to each other: four bytes of length, then CBOR."""
+    body = _dump(frame, "frame")
+    return len(body).to_bytes(FRAME_HEAD_BYTES, "big") + body
+
+
+def decode_frame(body: bytes) -> dict[str, Any]:
+    """The frame whose body this is, without its length. Raises MessageError."""
+    frame = _load(body)
+    if type(frame) is not dict:
+        raise MessageError("not a map")
+    return frame
 
 
 def check_headers(headers: Mapping[str, str], limits: Limits = DEFAULT_LIMITS) -> None:

@@ -45,7 +45,10 @@
     │   ├── LeaseLost                 this worker was taken for dead, and the task given to another
     │   ├── AttemptCancelled          a sync handler noticed that it was told to stop
     │   ├── HandlerNotFound           no handler is registered for the task's type
-    │   └── HandlerExited             the handler called sys.exit
+    │   ├── HandlerExited             the handler called sys.exit
+    │   ├── HandlerFailed             the handler raised in its child process; carries what it raised
+    │   ├── ChildFailed               the child process of the handler crashed, or could not start
+    │   └── ResourceLimitExceeded     the handler used more than its child process may
     └── Steering                  raised by handlers to choose the outcome: not failures of StreamQ
         ├── RetryAfter                try again after a delay of its own
         ├── Release                   give the task back at once: nothing is spent
@@ -306,6 +309,38 @@ class HandlerNotFound(AttemptError):
 
 class HandlerExited(AttemptError):
     """The handler called sys.exit, or raised what would have ended the worker."""
+
+
+class HandlerFailed(AttemptError):
+    """The handler raised in its child process. The text is that of its error.
+
+    ``type_name`` is the class of the error, ``traceback`` where it was raised; ``is_failure`` what the
+    task's predicate of that name answered in the child process.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        type_name: str = "HandlerFailed",
+        traceback: str = "",
+        *,
+        is_failure: bool = True,
+    ) -> None:
+        super().__init__(problem)
+        self.type_name = type_name
+        self.traceback = traceback
+        self.is_failure = is_failure
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.type_name, self.traceback), {"is_failure": self.is_failure}
+
+
+class ChildFailed(AttemptError):
+    """The child process that ran the handler crashed, or could not be started; the worker goes on."""
+
+
+class ResourceLimitExceeded(AttemptError):
+    """The handler used more memory, processor time or open files than its child process may."""
 
 
 class Steering(StreamQError):

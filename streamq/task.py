@@ -13,12 +13,14 @@ from streamq.model.definition import Definition
 from streamq.model.dependency import Provider, needs_of
 from streamq.model.durations import duration_ms
 from streamq.model.hooks import NO_HOOKS, Hooks
+from streamq.model.isolation import Isolation
 from streamq.model.message import NO_TIMEOUT
 from streamq.model.names import STAR, check_name
 from streamq.model.options import UNSET, CallOptions, Options, Unset
 from streamq.model.retry import DEFAULT_RETRY
 from streamq.model.run_limits import RunLimit, key_reader
 from streamq.worker.context import TaskContext
+from streamq.worker.home import check_importable, main_free
 from streamq.worker.middleware import Middleware
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class BoundTask(Generic[P, R]):
         self._options = options
         self.name = name
         self._is_pattern = name.endswith(STAR)
+
+    @property
+    def app(self) -> StreamQ:
+        """The app that it belongs to."""
+        return self._app
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
         """A call to be enqueued later, alone or in an ``enqueue_many``."""
@@ -86,8 +93,10 @@ class Task(BoundTask[P, R]):
         is_failure: IsFailure | None = None,
         hooks: Hooks = NO_HOOKS,
         limits: tuple[RunLimit, ...] = (),
+        isolation: Isolation | None = None,
     ) -> None:
         super().__init__(app, name, options)
+        self.isolation = isolation
         self.handler = handler
         self.is_failure = check_predicate(is_failure)
         self.hooks = hooks
@@ -129,6 +138,7 @@ class Task(BoundTask[P, R]):
             limits=self.limits,
             needs=self.needs,
             overrides=overrides,
+            isolation=self.isolation,
         )
 
     def __repr__(self) -> str:
@@ -164,6 +174,7 @@ class Decorator:
         is_failure: IsFailure | None,
         hooks: Hooks,
         limits: tuple[RunLimit, ...],
+        isolation: Isolation | None,
     ) -> None:
         self._app = app
         self._name = name
@@ -171,6 +182,7 @@ class Decorator:
         self._is_failure = is_failure
         self._hooks = hooks
         self._limits = limits
+        self._isolation = isolation
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
@@ -184,16 +196,25 @@ class Decorator:
             raise RegistrationError("handler", "must be a function")
         name = self._name
         if name is None:
-            name = f"{handler.__module__}.{handler.__qualname__}"
+            name = f"{main_free(handler.__module__)}.{handler.__qualname__}"
         check_name("name", name)
         if STAR in name[:-1]:
             raise RegistrationError("name", f"{name!r}: a star may stand at the end alone, as in 'email:*'")
         for limit in self._limits:
             if limit.key is not None:
                 key_reader(limit.key, handler)
+        if self._isolation is not None:
+            check_importable(handler)
         kind = AsyncTask if is_async(handler) else SyncTask
         task: Task[..., Any] = kind(
-            self._app, name, handler, self._options, self._is_failure, self._hooks, self._limits
+            self._app,
+            name,
+            handler,
+            self._options,
+            self._is_failure,
+            self._hooks,
+            self._limits,
+            self._isolation,
         )
         self._app.register(task)
         return task

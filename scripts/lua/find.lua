@@ -12,14 +12,16 @@
 -- KEYS[10] archived – sorted set
 -- KEYS[11] groups – sorted set, group by the time in ms at which it becomes a batch
 -- KEYS[12] grouped – hash, task id to arrival, rule and group; or "=" and its batch
+-- KEYS[13] progress – hash, task id to what its handler said last
 -- ARGV[1] task id
--- RETURNS {ready, place, fields}; {active, place, fields, consumer, idle in ms}; {state, time in ms, parked value} for
+-- RETURNS {found, progress}: progress = what the handler said last, after the time in ms, or empty; found =
+--         {ready, place, fields}; {active, place, fields, consumer, idle in ms}; {state, time in ms, parked value} for
 --         scheduled, retry, completed, archived, and for aggregating, where the time is that at which its group becomes
 --         a batch; scheduled and aggregating end with the group, if there is one; {batch, id, one of these} for a task
 --         that went into a batch; {missing}; {orphan} when the index or the body points nowhere
 -- COST constant
 local lanes = {f = KEYS[1], h = KEYS[2], n = KEYS[3], l = KEYS[4]}
-local index, parked, groups, grouped = KEYS[5], KEYS[6], KEYS[11], KEYS[12]
+local index, parked, groups, grouped, progress = KEYS[5], KEYS[6], KEYS[11], KEYS[12], KEYS[13]
 
 local function group_of(id)
   return string.match(redis.call('HGET', grouped, id) or '', '^%d+ %d+,%d+,%d+,(.*)$')
@@ -46,9 +48,11 @@ local function look(id)
   return {'aggregating', redis.call('ZSCORE', groups, group) or '0', value, group}
 end
 
-local found = look(ARGV[1])
-if found then return found end
-local batch = string.match(redis.call('HGET', grouped, ARGV[1]) or '', '^=(.*)$')
-found = batch and look(batch)
-if not found then return {'missing'} end
-return {'batch', batch, found}
+local id = ARGV[1]
+local found = look(id)
+if not found then
+  local batch = string.match(redis.call('HGET', grouped, id) or '', '^=(.*)$')
+  found = batch and look(batch)
+  if found then id, found = batch, {'batch', batch, found} else found = {'missing'} end
+end
+return {found, redis.call('HGET', progress, id) or ''}

@@ -142,10 +142,8 @@ for i, id in ipairs(ids) do
       freed = freed + 1
     end
   end
-  if not state then
-    over[#over + 1] = id
-    if group then redis.call('HDEL', grouped, id) end
-  end
+  if not state and group then redis.call('HDEL', grouped, id) end
+  if not state or state == 'completed' then over[#over + 1] = id end
 end
 if #over > 0 then redis.call('HDEL', progress, unpack(over)) end
 if #unowned > 0 then redis.call('HDEL', owners, unpack(unowned)) end

@@ -17,6 +17,7 @@ from streamq.model.info import TaskInfo, due_moment, effective_max_retries, effe
 from streamq.model.lanes import PRIORITIES, Lane
 from streamq.model.message import Message
 from streamq.model.parked import Parked
+from streamq.model.progress import Progress, unpacked
 from streamq.model.queue_limits import QueueLimits
 from streamq.model.states import State
 
@@ -34,6 +35,7 @@ class Found:
     orphan: bool = False
     group: str | None = None
     """The group that it waits in, or will join when it is due."""
+    progress: Progress | None = None
     batch: str | None = None
     """The batch that it went into: all else said here is that batch's."""
 
@@ -45,8 +47,13 @@ class Found:
 
 def find(queue: QueueKeys, task_id: str) -> Command[Found]:
     """Find one task in whatever state it is."""
-    keys = (*task_keys(queue), queue.groups, queue.grouped)
-    return Command(script("find"), keys, (task_id,), _parse_found)
+    keys = (*task_keys(queue), queue.groups, queue.grouped, queue.progress)
+    return Command(script("find"), keys, (task_id,), _parse_answer)
+
+
+def _parse_answer(reply: Any) -> Found:
+    found, said = reply
+    return replace(_parse_found(found), progress=unpacked(said)) if said else _parse_found(found)
 
 
 def _parse_found(reply: Any) -> Found:
@@ -106,6 +113,7 @@ def task_info(queue: str, task_id: str, found: Found, lease_ms: int) -> TaskInfo
         completed_at=moment(shown.completed_ms),
         reason=found.parked.reason if found.parked else None,
         worker=found.worker,
+        progress=found.progress,
         orphaned=state is State.ACTIVE and found.idle_ms >= lease_ms,
         message=message,
     )

@@ -224,6 +224,28 @@ def release(queue: QueueKeys, lane: Lane, entry_ids: Sequence[bytes]) -> Command
     return Command(script("release"), keys, (lane.value, *entry_ids), _parse_words)
 
 
+class Said(NamedTuple):
+    """What the handler of one entry says of its progress, packed."""
+
+    entry: Entry
+    said: bytes
+
+
+def progress(queue: QueueKeys, consumer: str, tasks: Sequence[Said]) -> Command[list[bytes]]:
+    """Note the progress of tasks that this consumer holds. Answers one word per task: ok or lost.
+
+    At most ``MAX_SETTLE_TASKS``.
+    """
+    words = [
+        word
+        for entry, said in tasks
+        for word in (entry.lane.encode() + entry.entry_id, entry.task_id, said)
+    ]
+    return Command(
+        script("progress"), (*queue.lanes.values(), queue.progress), (consumer, *words), _parse_words
+    )
+
+
 class Tidied(NamedTuple):
     """What one tidy call did."""
 

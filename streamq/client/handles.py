@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from streamq.model.cancelling import CancelOutcome
     from streamq.model.durations import Duration
     from streamq.model.info import TaskInfo
+    from streamq.model.progress import Progress
 
 R = TypeVar("R")
 
@@ -58,6 +59,13 @@ class TaskHandle(_Reference, Generic[R]):
         """A snapshot of the task. Raises TaskNotFound when it is gone, ServerError."""
         return await self._client.info(self.queue, self.id)
 
+    async def progress(self) -> Progress | None:
+        """What the handler said last of how far it is; None when it said nothing, or has succeeded.
+
+        Raises TaskNotFound when the task is gone, ServerError.
+        """
+        return (await self.info()).progress
+
     async def cancel(self, outcome: CancelOutcome = "archive", *, delay: Duration | None = None) -> bool:
         """Cancel the task, whatever its state. True: it is done; False: it runs, and its worker is told.
 
@@ -85,6 +93,10 @@ class SyncTaskHandle(_Reference, Generic[R]):
     def info(self) -> TaskInfo:
         """As TaskHandle.info, blocking."""
         return self._client.info(self.queue, self.id)
+
+    def progress(self) -> Progress | None:
+        """As TaskHandle.progress, blocking."""
+        return self.info().progress
 
     def cancel(self, outcome: CancelOutcome = "archive", *, delay: Duration | None = None) -> bool:
         """Cancel the task, whatever its state; see TaskHandle.cancel."""

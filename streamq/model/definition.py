@@ -8,6 +8,7 @@ from typing import Any
 
 from streamq.model.dependency import Needs, Provider
 from streamq.model.hooks import NO_HOOKS, Hooks
+from streamq.model.isolation import Isolation
 from streamq.model.retry import Retry
 from streamq.model.run_limits import RunLimit
 
@@ -35,11 +36,13 @@ class Definition:
     """What the handler is given beside the arguments of the task."""
     overrides: Mapping[Callable[..., Any], Provider] = field(default_factory=dict)
     """Providers that stand in for others just now; changes while tests run."""
+    isolation: Isolation | None = None
+    """The handler runs in a child process, with these limits."""
     plain: bool = field(init=False)
     """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
 
     def __post_init__(self) -> None:
-        plain = self.is_async and not self.surrounded and not self.limits
+        plain = self.is_async and not self.surrounded and not self.limits and self.isolation is None
         object.__setattr__(self, "plain", plain)
 
     @property

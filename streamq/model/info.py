@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from streamq.model.message import NO_TIMEOUT, Message
 from streamq.model.options import DEFAULT_TIMEOUT_MS
 from streamq.model.parked import Reason
+from streamq.model.progress import Progress
 from streamq.model.queue_limits import NO_LIMITS, QueueLimits
 from streamq.model.retry import DEFAULT_MAX_RETRIES
 from streamq.model.states import State
@@ -45,6 +46,8 @@ class TaskInfo:
     """Why it was archived."""
     worker: str | None = None
     """Who runs it (active)."""
+    progress: Progress | None = None
+    """What its handler said last of how far it is; None once it has succeeded."""
     orphaned: bool = False
     """Active, but its lease has run out and it waits to be recovered."""
     message: Message | None = field(default=None, repr=False, compare=False)

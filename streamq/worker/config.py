@@ -19,6 +19,7 @@ from streamq.model.parked import Reason
 
 if TYPE_CHECKING:
     from streamq.worker.context import TaskContext
+    from streamq.worker.home import Home
 
 OnError = Callable[["TaskContext", BaseException], Awaitable[None] | None]
 OnSuccess = Callable[["TaskContext", Any], Awaitable[None] | None]
@@ -80,6 +81,8 @@ class WorkerConfig:
     """Called after each attempt that returned, with what it returned."""
     on_archive: OnArchive | None = None
     """Called when a task was archived, with the error, or the reason where no handler had raised."""
+    home: Home | None = None
+    """Where child processes find the app; None when no task wants one."""
     lifespan: Lifespan | None = None
     """Entered before the first task; what it yields is ``current_task().state``."""
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, TypeVar
 
+from streamq.broker.keys import queue_keys
+from streamq.broker.working import Entry
 from streamq.errors import AttemptCancelled, UsageError
 from streamq.model.definition import Definition
 from streamq.model.info import moment
+from streamq.model.lanes import Lane
 from streamq.model.message import Message
-from streamq.worker.held import Run
+from streamq.model.progress import packed
+from streamq.worker.held import Run, Source
 from streamq.worker.outcome import cut_off_ms
 
 S = TypeVar("S")
@@ -20,10 +24,14 @@ UNREADABLE = Message.new(type="", payload=b"")
 """Stands for a message that cannot be read: its task has an id, but no type and no headers."""
 
 
+Report = Callable[[Run, bytes], None]
+"""Passes on what a handler says of its progress, ``packed``. Any thread may."""
+
+
 class TaskContext:
     """The running task. Read-only."""
 
-    __slots__ = ("_definition", "_message", "_run", "_started_ms", "state")
+    __slots__ = ("_definition", "_message", "_report", "_run", "_started_ms", "state")
 
     def __init__(
         self,
@@ -32,11 +40,13 @@ class TaskContext:
         definition: Definition,
         started_ms: int,
         state: Any,
+        report: Report | None = None,
     ) -> None:
         self._run = run
         self._message = message
         self._definition = definition
         self._started_ms = started_ms
+        self._report = report
         self.state = state
         """What the app's lifespan yielded."""
 
@@ -118,6 +128,31 @@ class TaskContext:
         if why is not None:
             raise AttemptCancelled(f"the handler was told to stop ({why})")
 
+    def progress(self, fraction: float | None, text: str = "") -> None:
+        """Say how far the task is: a number from 0 to 1, or None, and a short text.
+
+        From any thread of the handler. It is written soon and seldom, the newest winning, and only
+        while this worker holds the task. Raises OptionError for a number or text without meaning.
+        """
+        said = packed(fraction, text)
+        if self._report is not None:
+            self._report(self._run, said)
+
+    def _frame(self) -> dict[str, Any]:
+        """The context as plain values for a child process, without the arguments of the task."""
+        entry, queue = self._run.entry, self._run.source.queue
+        return {
+            "queue": queue.name,
+            "prefix": queue.base.removesuffix(f":{{{queue.name}}}"),
+            "lane": entry.lane.value,
+            "entry_id": entry.entry_id,
+            "task_id": entry.task_id,
+            "home": entry.home.value,
+            "crashes": entry.crashes,
+            "message": dict(self._message.copy(payload=b"").stored),
+            "started_ms": self._started_ms,
+        }
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.type!r} {self.id} attempt={self.attempt}>"
 
@@ -134,3 +169,19 @@ def current_task() -> TaskContext:
 
 
 set_current = _current.set
+
+
+# To a child process, and there
+
+frame_of = TaskContext._frame  # noqa: SLF001  # not for handlers to see
+
+
+def of_frame(
+    frame: Mapping[str, Any], definition: Definition, state: Any, report: Report
+) -> tuple[TaskContext, Run]:
+    """The context whose ``frame_of`` this is, and what stands for its run in the child process."""
+    lane, home = Lane(frame["lane"]), Lane(frame["home"])
+    source = Source(queue_keys(frame["prefix"], frame["queue"]), lane)
+    run = Run(source, Entry(lane, frame["entry_id"], frame["task_id"], b"", home, frame["crashes"]))
+    run.message, run.definition = Message(frame["message"]), definition
+    return TaskContext(run, run.message, definition, frame["started_ms"], state, report), run

@@ -30,9 +30,9 @@ from streamq.model.lanes import Lane
 from streamq.model.limits import Limits
 from streamq.model.message import Message
 from streamq.model.parked import Reason
-from streamq.worker.context import UNREADABLE, TaskContext, set_current
+from streamq.worker.context import UNREADABLE, Report, TaskContext, set_current
 from streamq.worker.held import Held, Run, Source, Stop
-from streamq.worker.invoking import Admits, Invoke, Invoker, outlast
+from streamq.worker.invoking import Admits, Invoke, Invoker, Isolates, outlast
 from streamq.worker.outcome import (
     COMPLETE,
     RELEASE,
@@ -78,6 +78,8 @@ class Executor:
         limits: Limits,
         limiter: Admits,
         teller: Teller | None = None,
+        isolator: Isolates | None = None,
+        report: Report | None = None,
     ) -> None:
         self._routes = Routes(definitions)
         self._settle = settler.settle
@@ -86,7 +88,8 @@ class Executor:
         self._concurrency = concurrency
         self._limits = limits
         self._teller = teller or Teller()
-        self._invoker = Invoker(concurrency, limiter)
+        self._invoker = Invoker(concurrency, limiter, isolator)
+        self._report = report
         self._running: set[Run] = set()
         self._waiters: list[asyncio.Future[None]] = []
         self.state: Any = None
@@ -177,7 +180,7 @@ class Executor:
             run.handle = handle
 
     def _context(self, run: Run, message: Message, definition: Definition) -> TaskContext:
-        return TaskContext(run, message, definition, self._clock.now_ms(), self.state)
+        return TaskContext(run, message, definition, self._clock.now_ms(), self.state, self._report)
 
     def _too_late(self, run: Run, message: Message) -> bool:
         now_ms = self._clock.now_ms()

@@ -32,12 +32,19 @@ class Admits(Protocol):
     def leave(self, names: list[str]) -> None: ...
 
 
+class Isolates(Protocol):
+    """What is needed of the isolator."""
+
+    async def call(self, run: Run, definition: Definition, /, *args: Any, **kwargs: Any) -> Any: ...
+
+
 class Invoker:
     """The ways to call a handler in one worker."""
 
-    def __init__(self, concurrency: int, limiter: Admits) -> None:
+    def __init__(self, concurrency: int, limiter: Admits, isolator: Isolates | None = None) -> None:
         self._threads = Threads(concurrency)
         self._limiter = limiter
+        self._isolator = isolator
 
     def of(self, run: Run, definition: Definition) -> Invoke:
         """What the executor awaits in place of the handler, for definitions that are not ``plain``."""
@@ -50,12 +57,14 @@ class Invoker:
         return call
 
     def _surround(self, run: Run, definition: Definition, call: Invoke) -> Invoke:
-        if definition.needs is not None:
+        if definition.needs is not None and definition.isolation is None:
             call = partial(provide, run, self._threads.submit, definition.needs, definition.overrides, call)
         return surround(definition.middleware, call) if definition.middleware else call
 
     def _bare(self, run: Run, definition: Definition) -> Invoke:
         """The handler with nothing around it."""
+        if definition.isolation is not None and self._isolator is not None:
+            return partial(self._isolator.call, run, definition)
         if definition.is_async:
             return definition.handler
         return partial(self._in_thread, run, definition.handler)

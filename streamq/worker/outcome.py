@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from streamq.errors import Drop, OptionError, RetryAfter, SkipRetry
+from streamq.errors import Drop, HandlerFailed, OptionError, RetryAfter, SkipRetry, Steering
 from streamq.errors import Release as GiveBack
 from streamq.model.cancelling import Cancel
 from streamq.model.definition import Definition
@@ -143,13 +143,13 @@ def after_error(
     ``in_front``: the task had been given back before. ``on_broken`` is told of what a predicate or
     delay function of the user's raised; the task goes on without its answer.
     """
-    if _caused_by(error, Drop):
+    if caused_by(error, Drop):
         return COMPLETE
-    if _caused_by(error, GiveBack):
+    if caused_by(error, GiveBack):
         return RetryLater(message, RELEASE_PAUSE_MS, failed=False) if in_front else RELEASE
     error, wish = _wished(error)
     noted = _note(message, error, now_ms, limits)
-    if _caused_by(error, SkipRetry):
+    if caused_by(error, SkipRetry):
         return Archive(noted, Reason.FAILED)
     retry, failures = retry_of(message, definition), message.retried + 1
 
@@ -176,7 +176,7 @@ class _Wish:
 
 def _wished(error: BaseException) -> tuple[BaseException, _Wish | None]:
     """The error, and what the handler wished; a wish without meaning is an error of its own."""
-    steering = _caused_by(error, RetryAfter)
+    steering = caused_by(error, RetryAfter)
     if steering is None:
         return error, None
     try:
@@ -235,6 +235,8 @@ def retention_of(message: Message, definition: Definition) -> int:
 
 
 def _is_failure(definition: Definition, error: BaseException, on_broken: OnBroken) -> bool:
+    if isinstance(error, HandlerFailed):
+        return error.is_failure  # asked where the error itself was
     if definition.is_failure is None:
         return True
     try:
@@ -247,7 +249,7 @@ def _is_failure(definition: Definition, error: BaseException, on_broken: OnBroke
 _S = TypeVar("_S", bound=BaseException)
 
 
-def _caused_by(error: BaseException, steering: type[_S]) -> _S | None:
+def caused_by(error: BaseException, steering: type[_S]) -> _S | None:
     """Also when the handler wrapped it: ``raise Other from SkipRetry()``, or in an exception group."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -269,11 +271,15 @@ def _summary(error: BaseException) -> str:
         text = str(error)
     except BaseException:  # noqa: BLE001  # an error whose text cannot be had is still an error
         text = "(its text cannot be shown)"
-    return _storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    name = error.type_name if isinstance(error, HandlerFailed) else type(error).__name__
+    return _storable(f"{name}: {text}" if text else name)
 
 
 def _traceback(error: BaseException) -> str:
     """Where it happened, without the texts of the errors: those stand in the summary."""
+    told = error.__cause__ if isinstance(error, Steering) else error
+    if isinstance(told, HandlerFailed):
+        return told.traceback
     return _storable("".join(traceback.format_tb(error.__traceback__)))
 
 

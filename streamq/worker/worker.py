@@ -47,11 +47,13 @@ from streamq.worker.fetcher import Fetcher
 from streamq.worker.forwarder import Forwarder
 from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.hints import Hints
+from streamq.worker.isolation import Isolator
 from streamq.worker.janitor import Janitor
 from streamq.worker.lease_keeper import LeaseKeeper
 from streamq.worker.limiter import Limiter
 from streamq.worker.outcome import RELEASE
 from streamq.worker.presence import Presence
+from streamq.worker.progress import ProgressWriter
 from streamq.worker.recoverer import Recoverer
 from streamq.worker.settler import Settler
 from streamq.worker.teller import Teller
@@ -99,6 +101,8 @@ class Worker:
             archive_age_ms=config.archive_age_ms,
         )
         self.limiter = Limiter(self._control)
+        self.progress = ProgressWriter(self._control, consumer=self.id)
+        self.isolator = Isolator(config.home, config.concurrency, config.limits, self.progress.note)
         self.executor = Executor(
             definitions,
             self.settler,
@@ -108,6 +112,8 @@ class Worker:
             limits=config.limits,
             limiter=self.limiter,
             teller=self.teller,
+            isolator=self.isolator,
+            report=self.progress.note,
         )
         self.fetcher = Fetcher(
             self._reading,
@@ -195,6 +201,8 @@ class Worker:
             if not await self._connect():
                 return
             stack.push_async_callback(self._leave)
+            stack.push_async_callback(self.isolator.aclose)
+            self.isolator.warm()
             if self.config.lifespan is not None:
                 self.executor.state = await stack.enter_async_context(self.config.lifespan())
             stack.push_async_callback(self.teller.aclose, _CANCEL_S)  # hooks may use what the lifespan gave
@@ -208,6 +216,7 @@ class Worker:
             async with asyncio.TaskGroup() as keepers:
                 kept = [
                     keepers.create_task(self.presence.run(), name="streamq-presence"),
+                    keepers.create_task(self.progress.run(), name="streamq-progress"),
                     keepers.create_task(self.hints.run(), name="streamq-hints"),
                     keepers.create_task(self.canceller.run(), name="streamq-canceller"),
                 ]

@@ -141,15 +141,16 @@ def test_a_deleted_one_leaves_nothing_that_waits_for_it(stage: Stage) -> None:
     assert nothing_left(stage)
 
 
-def test_progress_goes_with_its_task_and_stays_with_one_that_is_kept(stage: Stage) -> None:
-    gone, kept, again = stage.started("gone", "kept", "again")
-    for id_ in ("gone", "kept", "again"):
+def test_progress_goes_when_its_task_is_done_and_stays_with_one_that_failed(stage: Stage) -> None:
+    gone, kept, again, failed = stage.started("gone", "kept", "again", "failed")
+    for id_ in ("gone", "kept", "again", "failed"):
         stage.redis.hset(stage.queue.progress, id_, "x")
     stage.complete(gone)
     stage.retain(kept)
     stage.retry(again)
-    tidy(stage, "gone", "kept", "again")
-    assert sorted(stage.redis.hkeys(stage.queue.progress)) == [b"again", b"kept"]
+    stage.archive(failed)
+    tidy(stage, "gone", "kept", "again", "failed")
+    assert sorted(stage.redis.hkeys(stage.queue.progress)) == [b"again", b"failed"]
 
 
 def test_places_in_a_batch_last_as_long_as_the_batch(stage: Stage) -> None:

@@ -38,6 +38,7 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "lua"
 QUEUE: QueueKeys = Keys("ns").queue("mail")
 OTHER: QueueKeys = Keys("ns").queue("other")
 DAY = "20260102"
+ENTRY = working.Entry(Lane.LOW, b"1-1", b"a", b"m", Lane.LOW, 0)
 SETTLED = [working.Settle((b"1-1", b"a", 1, 1, b"n0:m"))]
 
 RULES = [
@@ -67,6 +68,9 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "forward": [moving.forward],
     "purge": [lambda queue: moving.purge(queue, 1, 10)],
     "delete": [lambda queue: moving.delete(queue, "a")],
+    "progress": [
+        lambda queue: working.progress(queue, "me", [working.Said(ENTRY, b" ")])
+    ],
     "find": [lambda queue: inspecting.find(queue, "a")],
     "pause": [steering.pause, steering.resume],
     "remove": [lambda queue: steering.remove(queue, [DAY], ["c0:a"], force=True)],
