@@ -15,9 +15,10 @@ from uuid import UUID
 
 import cbor2
 
-from streamq.errors import MessageError, PayloadError
+from streamq.errors import MessageError, PayloadError, UnknownVersion
 from streamq.model.limits import DEFAULT_LIMITS, MAX_DEPTH, Limits
 from streamq.model.message import KEY_ENQUEUED, KEY_PAYLOAD, Message
+from streamq.model.schedule import CronEntry, Schedule
 
 FRAME_HEAD_BYTES = 4
 
@@ -119,6 +120,68 @@ def decode_frame(body: bytes) -> dict[str, Any]:
     if type(frame) is not dict:
         raise MessageError("not a map")
     return frame
+
+
+_CRON_VERSION = 1
+_CRON_KEYS: dict[str, type | tuple[type, ...]] = {
+    "v": int,
+    "s": list,
+    "h": bytes,
+    "m": bytes,
+    "u": bytes,
+    "x": (int, type(None)),
+    "w": str,
+    "p": bool,
+}
+
+
+def encode_cron(entry: CronEntry) -> bytes:
+    """The stored form of a cron entry, behind its schedule's digest, which is for the scripts."""
+    schedule = entry.schedule
+    stored = {
+        **entry.more,
+        "v": _CRON_VERSION,
+        "s": [getattr(schedule, name) for name in Schedule.__slots__],
+        "h": entry.how,
+        "m": entry.message,
+        "u": entry.dedup_key,
+        "x": entry.expires_ms,
+        "w": entry.owner,
+        "p": entry.paused,
+    }
+    return schedule.digest.encode() + b":" + cbor2.dumps(stored)
+
+
+def decode_cron(entry_id: str, queue: str, stored: bytes) -> CronEntry:
+    """Read a stored cron entry. Raises MessageError, or UnknownVersion for a newer format."""
+    decoded = _load(stored.partition(b":")[2])
+    if type(decoded) is not dict:
+        raise MessageError("a cron entry is no map")
+    version = decoded.get("v")
+    if type(version) is int and version > _CRON_VERSION:
+        raise UnknownVersion(f"cron entry version {version}; this StreamQ reads up to {_CRON_VERSION}")
+    for key, types in _CRON_KEYS.items():
+        if key not in decoded or not isinstance(decoded[key], types):
+            raise MessageError(f"key {key!r} of a cron entry is missing or has the wrong type")
+    return CronEntry(
+        id=entry_id,
+        queue=queue,
+        schedule=_read_schedule(decoded["s"]),
+        how=decoded["h"],
+        message=decoded["m"],
+        dedup_key=decoded["u"],
+        expires_ms=decoded["x"],
+        owner=decoded["w"],
+        paused=decoded["p"],
+        more={key: value for key, value in decoded.items() if key not in _CRON_KEYS},
+    )
+
+
+def _read_schedule(fields: list[Any]) -> Schedule:
+    match fields:
+        case [str(), str(), int(), int() | None, int() | None, str()]:
+            return Schedule(*fields)
+    raise MessageError("the schedule of a cron entry makes no sense")
 
 
 def check_headers(headers: Mapping[str, str], limits: Limits = DEFAULT_LIMITS) -> None:

@@ -104,11 +104,11 @@ class QueueKeys:
     limiters: bytes
     """Sorted set: name of a limiter by the time in ms at which its keys are gone by themselves."""
     cron: bytes
-    """Hash: cron entry id -> its definition."""
+    """Hash: cron entry id -> digest of its schedule, and its definition."""
     cron_due: bytes
-    """Sorted set: cron entry id by its next tick in ms."""
+    """Sorted set: cron entry id, space and digest of its schedule by the next tick in ms."""
     ticks: bytes
-    """List: the last ticks that fired, the newest first."""
+    """List: the last ticks that fired or were skipped, the newest first."""
     audited: bytes
     """String with a TTL: the worker that audited the queue last."""
     config: bytes

@@ -77,11 +77,18 @@ def how(
     if group:
         rule = f"{group.grace_ms},{group.max_delay_ms},{group.max_size}"
         parts += f"\tg{rule},{group.task_type}\n{group.group}"
-    if tick:
-        parts += f"\tc{tick.expected_ms},{tick.next_ms or 0},{tick.entry_id}"
     if parts and conflict == OWN_ID:
         conflict = _OWN_ID_CHECKED
-    return f"{lane}{conflict}{when}{parts}".encode()
+    words = f"{lane}{conflict}{when}{parts}".encode()
+    return with_tick(words, tick) if tick else words
+
+
+def with_tick(words: bytes, tick: TickGuard) -> bytes:
+    """A ``how`` without tick, and the guard of one."""
+    part = f"\tc{tick.expected_ms},{tick.next_ms or 0},{tick.entry_id}".encode()
+    if words[1] == _PLAIN:
+        words = words[:1] + _OWN_ID_CHECKED.encode() + words[2:]
+    return words + part
 
 
 @dataclass(frozen=True, slots=True)

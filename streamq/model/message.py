@@ -44,6 +44,7 @@ FIELDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "put_back": ("q", int),
     "on_expiry": ("j", int),
     "group": ("g", str),
+    "tick": ("s", list),
 }
 
 NO_TIMEOUT = 0
@@ -206,6 +207,11 @@ class Message:
     def lock(self) -> str | None:
         """Mode letter of the lock that it was enqueued with; None for a task that is not unique."""
         return self._stored.get("u")
+
+    @property
+    def tick(self) -> list[Any] | None:
+        """The cron entry that enqueued it, and its tick in ms; None for what no entry enqueued."""
+        return self._stored.get("s")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self._stored == other._stored

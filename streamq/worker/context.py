@@ -153,6 +153,22 @@ class TaskContext:
             "started_ms": self._started_ms,
         }
 
+    @property
+    def cron(self) -> str | None:
+        """The id of the cron entry that enqueued this task; None when none did."""
+        match self._message.tick:
+            case [str(entry_id), int()]:
+                return entry_id
+        return None
+
+    @property
+    def tick(self) -> datetime | None:
+        """The time for which the task stands in its schedule, however late it was enqueued."""
+        match self._message.tick:
+            case [str(), int(tick_ms)]:
+                return moment(tick_ms)
+        return None
+
     def __repr__(self) -> str:
         return f"<TaskContext {self.type!r} {self.id} attempt={self.attempt}>"
 

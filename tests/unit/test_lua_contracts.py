@@ -21,6 +21,7 @@ from streamq.broker import (
     limiting,
     moving,
     producing,
+    scheduling,
     semaphores,
     steering,
     working,
@@ -88,6 +89,9 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "forget_consumer": [lambda queue: moving.forget_consumer(queue.lanes[Lane.HIGH], "w")],
     "forget_producers": [lambda queue: moving.forget_producers(queue, 1)],
     "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", RULES)])],
+    "set_cron": [lambda queue: scheduling.set_cron(queue, "id", b"", b"0a:m", 1)],
+    "look_cron": [scheduling.look],
+    "skip_cron": [lambda queue: scheduling.skip_cron(queue, b"id 0a", 1, None)],
     "give_back": [lambda queue: limiting.give_back(queue, [("c0:a", b"n1-1"), ("c0:b", b"n1-1")])],
     "acquire": [lambda queue: semaphores.acquire(Keys("ns").semaphore(queue.name), "t", 1, 1)],
     "renew": [lambda queue: semaphores.renew(Keys("ns").semaphore(queue.name), "t", 1)],
@@ -291,6 +295,10 @@ def test_the_native_commands_stay_in_one_slot_too() -> None:
         grouping.groups(QUEUE, 10),
         grouping.group_size(QUEUE, b"t\ng"),
         grouping.oldest_member(QUEUE, b"t\ng"),
+        scheduling.stored_entry(QUEUE, "id"),
+        scheduling.stored_entries(QUEUE),
+        scheduling.next_ticks(QUEUE),
+        scheduling.history(QUEUE, 0, 10),
     ]
     for command in commands:
         assert command.keys

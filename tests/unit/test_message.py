@@ -32,6 +32,7 @@ FULL: dict[str, Any] = {
     "put_back": 3,
     "on_expiry": DROP,
     "group": "user:42",
+    "tick": ["nightly", 1_767_000_000_005],
 }
 PLAIN = {"type": "t", "payload": b"p", "enqueued_ms": 1}
 
