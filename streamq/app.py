@@ -30,7 +30,15 @@ from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskO
 from streamq.model.run_limits import RunLimit, check_limits
 from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
-from streamq.worker.config import Lifespan, OnArchive, OnError, OnSuccess, WorkerConfig, WorkerSettings
+from streamq.worker.config import (
+    Lifespan,
+    OnArchive,
+    OnError,
+    OnHealth,
+    OnSuccess,
+    WorkerConfig,
+    WorkerSettings,
+)
 from streamq.worker.context import TaskContext
 from streamq.worker.home import Home, home_of, refuse_in_import
 from streamq.worker.middleware import Middleware
@@ -49,7 +57,8 @@ class StreamQ:
     tasks that say nothing themselves. ``enqueue_timeout`` bounds how long an enqueue waits for Redis.
     ``lifespan`` is entered by each worker; what it yields is ``current_task().state``. Workers call
     ``on_error`` after each attempt that raised, ``on_success`` after each that returned, and
-    ``on_archive`` when a task was archived. ``is_failure`` holds for tasks that have none of their own.
+    ``on_archive`` when a task was archived, and ``on_health`` after each heartbeat.
+    ``is_failure`` holds for tasks that have none of their own.
 
     ``async with app`` opens its client; inside, tasks can be enqueued. ``app.sync()`` does the same
     for blocking code.
@@ -70,11 +79,13 @@ class StreamQ:
         on_success: OnSuccess | None = None,
         on_archive: OnArchive | None = None,
         is_failure: IsFailure | None = None,
+        on_health: OnHealth | None = None,
     ) -> None:
         self.address = url if isinstance(url, Address) else Address.parse(url)
         self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
         self.lifespan = lifespan
         self.hooks = Hooks(on_error, on_success, on_archive)
+        self.on_health = on_health
         self.is_failure = check_predicate(is_failure)
         self._middleware: list[Middleware] = []
         self._enqueue_middleware: list[EnqueueMiddleware] = []
@@ -307,6 +318,7 @@ class StreamQ:
             limits=self.config.limits,
             lifespan=self.lifespan,
             home=self.home(),
+            on_health=self.on_health,
             on_error=self.hooks.on_error,
             on_success=self.hooks.on_success,
             on_archive=self.hooks.on_archive,

@@ -5,7 +5,8 @@
     │   ├── OptionError               an option, name or setting has no meaning
     │   ├── PayloadError              arguments or headers that cannot be stored
     │   ├── AddressError              a Redis URL that makes no sense
-    │   └── RegistrationError         a handler registered twice or badly
+    │   ├── RegistrationError         a handler registered twice or badly
+    │   └── LifecycleError            a worker that is run twice, or again after its end
     ├── TaskError                 about one task
     │   ├── TaskNotFound              no such task (never was, or gone)
     │   ├── TaskIdConflict            the wished id belongs to another task
@@ -26,6 +27,7 @@
     ├── SemaphoreError            about one semaphore
     │   ├── SemaphoreTimeout          no permit was free within the time the caller gave
     │   └── SemaphoreLost             the lease of a permit ran out while it was held
+    ├── WorkerError               about one worker: no such
     ├── ServerError               Redis's
     │   ├── Unavailable               cannot be reached, or the connection was lost
     │   │   ├── ServerTimeout             no answer within the time limit
@@ -98,6 +100,10 @@ class AddressError(UsageError):
 
 class RegistrationError(UsageError):
     """A handler that cannot be registered: registered twice, blank name, not callable."""
+
+
+class LifecycleError(UsageError):
+    """A worker that is run while it runs, or again after its end."""
 
 
 class TaskError(StreamQError):
@@ -229,6 +235,18 @@ class SemaphoreTimeout(SemaphoreError, TimeoutError):
 
 class SemaphoreLost(SemaphoreError):
     """The lease ran out while the permit was held: another program may have held it at the same time."""
+
+
+class WorkerError(StreamQError):
+    """About one worker: it is not there, or not any more."""
+
+    def __init__(self, worker_id: str, problem: str) -> None:
+        super().__init__(f"worker {worker_id}: {problem}")
+        self.worker_id = worker_id
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.worker_id, self.problem)
 
 
 class ServerError(StreamQError):

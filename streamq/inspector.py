@@ -6,13 +6,24 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
-from streamq.broker import auditing, inspecting, limiting, moving, presence, producing, steering, sweeping
+from streamq.broker import (
+    auditing,
+    inspecting,
+    limiting,
+    moving,
+    ordering,
+    presence,
+    producing,
+    steering,
+    sweeping,
+)
 from streamq.broker.address import Address
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.ordering import ALL, Verb
 from streamq.broker.runner import AsyncRunner
 from streamq.clock import utc_day, wall_ms
-from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound
+from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound, WorkerError
 from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.durations import Duration
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
@@ -164,6 +175,35 @@ class Inspector:
             raise TaskNotFound(queue, task_id, "no such task")
         if word == b"active":
             raise TaskError(queue, task_id, "is running; it can be deleted when it has ended")
+
+    async def quiet(self, worker_id: str | None = None) -> None:
+        """Tell a worker, or all that are there now, to take no more tasks; what runs goes on.
+
+        Raises WorkerError when there is no such worker.
+        """
+        await self._order(Verb.QUIET, worker_id)
+
+    async def drain(self, worker_id: str | None = None) -> None:
+        """Tell a worker, or all that are there now, to end when everything that they run has ended.
+
+        However long that takes; ``stop`` bounds it. Raises WorkerError when there is no such worker.
+        """
+        await self._order(Verb.DRAIN, worker_id)
+
+    async def stop(self, worker_id: str | None = None) -> None:
+        """Tell a worker, or all that are there now, to end within their grace period, as SIGTERM does.
+
+        Raises WorkerError when there is no such worker.
+        """
+        await self._order(Verb.STOP, worker_id)
+
+    async def _order(self, verb: Verb, worker_id: str | None) -> None:
+        now_ms = await self._runner.run(presence.server_time())
+        if worker_id is not None:
+            check_key_name("worker_id", worker_id)
+            if worker_id not in await self._runner.run(presence.alive(self.keys, now_ms)):
+                raise WorkerError(worker_id, "is not there; see workers()")
+        _checked(await self._runner.run_all(ordering.order(self.keys, worker_id or ALL, verb, now_ms)))
 
     async def cancel(
         self,

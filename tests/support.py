@@ -43,8 +43,14 @@ async def eventually(ask: Callable[[], Any], what: str = "", *, within_s: float 
         await asyncio.sleep(0.005)
 
 
+async def _unused() -> None:
+    """Nobody enqueues it."""
+
+
 def make_worker(app: StreamQ, **settings: Any) -> Worker:
-    """A worker of this app with short times; ``settings`` win."""
+    """A worker of this app with short times; ``settings`` win. It has a task, or it would not run."""
+    if not app.tasks:
+        app.task(name="unused")(_unused)
     return app.worker(**{**SHORT, **settings})
 
 

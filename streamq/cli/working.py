@@ -14,6 +14,7 @@ from typing import Any
 from streamq.app import StreamQ
 from streamq.cli.reporting import FAILED, flush_everything
 from streamq.errors import StreamQError
+from streamq.worker.supervisor import ORDERED
 from streamq.worker.worker import Worker
 
 log = logging.getLogger("streamq.cli")
@@ -30,27 +31,29 @@ def work(app: StreamQ, settings: dict[str, Any], *, supervised: bool) -> int:
     lifeline = _take_lifeline() if supervised else None
     try:
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-            runner.run(_work(app, settings, lifeline))
+            return runner.run(_work(app, settings, lifeline))
     except StreamQError:
         raise
     except Exception:
         log.exception("the worker ended with an error")
         return FAILED
-    return 0
 
 
-async def _work(app: StreamQ, settings: dict[str, Any], lifeline: int | None) -> None:
+async def _work(app: StreamQ, settings: dict[str, Any], lifeline: int | None) -> int:
     worker = app.worker(**settings)
     listen(worker.stop, worker.quiet)
     if lifeline is not None:
         _stop_with_the_parent(worker, lifeline)
     async with app:
         await worker.run()
+    # Only a supervisor needs to know: it would start another one.
+    code = ORDERED if worker.ordered and lifeline is not None else 0
     if worker.stuck:
         # Their tasks are given back. The loop cannot end while they refuse to; the process can.
         log.warning("leaving handlers behind that do not end count=%d", worker.stuck)
         flush_everything()
-        os._exit(0)
+        os._exit(code)
+    return code
 
 
 def listen(stop: Callable[[], None], quiet: Callable[[], None]) -> None:

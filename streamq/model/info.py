@@ -111,7 +111,7 @@ class WorkerInfo:
     active: int
     """Tasks it runs."""
     status: str
-    """running, quiet or stopping."""
+    """running, quiet, draining or stopping."""
     started_at: datetime
 
 

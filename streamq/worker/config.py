@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from streamq.broker.dial import Timeouts
-from streamq.errors import OptionError
+from streamq.errors import OptionError, ServerError
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.hooks import Hooks
 from streamq.model.limits import DEFAULT_LIMITS, Limits
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OnError = Callable[["TaskContext", BaseException], Awaitable[None] | None]
 OnSuccess = Callable[["TaskContext", Any], Awaitable[None] | None]
 OnArchive = Callable[["TaskContext", BaseException | Reason], Awaitable[None] | None]
+OnHealth = Callable[[ServerError | None], Awaitable[None] | None]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 MAX_CONCURRENCY = 10_000
@@ -39,6 +40,7 @@ class WorkerSettings(TypedDict, total=False):
     grace: Duration
     crash_limit: int
     worker_id: str | None
+    on_health: OnHealth | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class WorkerConfig:
     timeouts: Timeouts = field(default_factory=Timeouts)
     worker_id: str | None = None
     """The consumer name; made at random unless given, and never shared by two live workers."""
+    on_health: OnHealth | None = None
+    """Called after each heartbeat: with None, or with why it failed. What it raises changes nothing."""
     on_error: OnError | None = None
     """Called after each attempt that raised; what it raises itself is logged and changes nothing."""
     on_success: OnSuccess | None = None
@@ -119,6 +123,8 @@ class WorkerConfig:
             check_key_name("namespace", self.namespace)
         if self.worker_id is not None:
             check_key_name("worker_id", self.worker_id)
+            if self.worker_id == "*":
+                raise OptionError("worker_id", "must not be *, which means all workers")
         _check_range("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
         _check_range("lease_ms", self.lease_ms, 300, 86_400_000)
         _check_range("grace_s", self.grace_s, 0, 86_400)

@@ -9,7 +9,9 @@ process is gone. What starting and recovering mean it is told by its caller.
 2. Each child gets a worker id of its own, never one that was used before: what a dead one had still
    under way to Redis must not look like its successor's.
 3. After ``quiet`` and ``stop`` nothing is replaced, but what dies is still recovered.
-4. A child that has not ended ``stop_within_s`` after ``stop`` is killed.
+4. A child that was told to end from outside, through Redis, says so with its exit code. It is not replaced;
+   when the last has gone like that, the supervisor ends, too.
+5. A child that has not ended ``stop_within_s`` after ``stop`` is killed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ _LONGEST_PAUSE_S = 15.0
 """Waits between replacements double from the first to the longest."""
 _SETTLED_S = 30.0
 """A child that lived so long is taken to have worked well."""
+ORDERED = 4
+"""Exit code of a child that somebody else told to end, and that has given everything back."""
 _RECOVER_AGAIN_S = 0.5
 _RECOVER_AT_END_S = 5.0
 """How long the last recoveries may take when everything has been stopped."""
@@ -53,8 +57,8 @@ class Backoff:
 class Supervisor:
     """``count`` children, until it is told to stop.
 
-    ``start`` starts a worker process with the id it is given, which ends with exit code 0 when it has
-    given everything back. ``recover`` recovers all entries of a worker id.
+    ``start`` starts a worker process with the id it is given, which ends with exit code 0, or ORDERED, when
+    it has given everything back. ``recover`` recovers all entries of a worker id.
     """
 
     def __init__(
@@ -129,6 +133,9 @@ class Supervisor:
             worker_id, began_s = self._new_id(), monotonic_s()
             code = await self._live(worker_id)
             lived_s = monotonic_s() - began_s
+            if code == ORDERED:
+                log.info("worker process ended as it was ordered to id=%s", worker_id)
+                return
             if code != 0:
                 self._have_recovered(worker_id)
                 self._unclean_at_end += self._stopped

@@ -7,7 +7,8 @@
 3. At the grace deadline what still runs is cancelled and released: given back, no attempt spent.
 4. Outcomes are settled; then the lease keeper, last of all presence, stop and the connections close.
 
-A second stop skips the wait of step 2.
+A second stop skips the wait of step 2. A drain is quiet that ends in a stop, when nothing runs any more.
+Both may also be ordered from outside, through Redis.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from streamq.broker import working
 from streamq.broker.address import Address
 from streamq.broker.inspecting import is_paused
 from streamq.broker.keys import Keys, QueueKeys
-from streamq.broker.presence import server_time
+from streamq.broker.ordering import Verb
+from streamq.broker.presence import FETCHES, server_time
 from streamq.broker.producing import register
 from streamq.broker.refusals import WrongType
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.sync_runner import SyncRunner
 from streamq.broker.working import Entry
 from streamq.clock import ServerClock
-from streamq.errors import ServerError
+from streamq.errors import LifecycleError, RegistrationError, ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
 from streamq.worker.auditor import Auditor
@@ -85,10 +87,14 @@ class Worker:
         self.held = Held()
         self.teller = Teller(config.hooks)
         self._started_at = datetime.now(UTC)
-        self._status = "running"
+        self._status = FETCHES
         self._quieted = asyncio.Event()
         self._stopped = asyncio.Event()
         self._hurried = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._life = "new"
+        self.ordered = False
+        """Somebody outside told it to end: who keeps workers alive should not replace it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading = AsyncRunner(address, timeouts=config.timeouts)
         self._settling = AsyncRunner(address, timeouts=config.timeouts)
@@ -100,6 +106,7 @@ class Worker:
             archive_size=config.archive_size,
             archive_age_ms=config.archive_age_ms,
         )
+        self._has_tasks = bool(definitions)
         self.limiter = Limiter(self._control)
         self.progress = ProgressWriter(self._control, consumer=self.id)
         self.isolator = Isolator(config.home, config.concurrency, config.limits, self.progress.note)
@@ -164,14 +171,22 @@ class Worker:
         )
         self.auditor = Auditor(self._control, self.caretaker.tended, self.clock, worker_id=self.id)
         self.presence = Presence(
-            self._control, self.keys, self.clock, self.describe, period_s=config.presence_s
+            self._control,
+            self.keys,
+            self.clock,
+            self.describe,
+            period_s=config.presence_s,
+            on_order=self._on_order,
+            on_health=config.on_health,
         )
         self.hints = Hints(
             address,
+            self.keys.hints,
             queues,
             on_due=self.forwarder.wake,
             on_paused=self._on_paused,
             on_cancelled=self.canceller.hint,
+            on_order=self.presence.wake,
         )
 
     @property
@@ -181,8 +196,16 @@ class Worker:
 
     def quiet(self) -> None:
         """Take no more tasks; go on with those that run. May be called twice."""
-        self._status = "quiet"
+        if self._status == FETCHES:
+            self._status = "quiet"
         self._quieted.set()
+
+    def drain(self) -> None:
+        """Quiet, and stop when everything that runs has ended and is settled, however long that takes."""
+        self.quiet()
+        if not self._stopped.is_set():
+            self._status = "draining"
+        self._draining.set()
 
     def stop(self) -> None:
         """Quiet, then end within the grace period. A second call skips the wait."""
@@ -193,7 +216,25 @@ class Worker:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Work until stopped. Redis may be away at the start, in between and at the end."""
+        """Work until stopped. Redis may be away at the start, in between and at the end.
+
+        Raises LifecycleError when it runs or has run, RegistrationError when there is no task to run.
+        """
+        self._begin()
+        try:
+            await self._run()
+        finally:
+            self._life = "ended"
+
+    def _begin(self) -> None:
+        if not self._has_tasks:
+            raise RegistrationError("tasks", "the app has none; register one, or import the module that does")
+        if self._life != "new":
+            problem = "runs already" if self._life == "running" else "has ended; make a new one"
+            raise LifecycleError("worker", problem)
+        self._life = "running"
+
+    async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             for runner in (self._control, self._settling, self._reading):
@@ -222,7 +263,7 @@ class Worker:
                 ]
                 try:
                     await self._fetch_until_quiet()
-                    await self._stopped.wait()
+                    await self._wait_stopped()
                     await self._drain()
                 finally:
                     await self._release_rest()
@@ -282,6 +323,21 @@ class Worker:
                 await self._reading.run(server_time())  # replies keep their order: the read is over
                 await self.fetcher.give_back_unheard(self._control)
         await self._reading.aclose()
+
+    async def _wait_stopped(self) -> None:
+        """Wait until somebody stops this worker, or it has drained."""
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        drained = asyncio.ensure_future(self._drained())
+        try:
+            await asyncio.wait({stopped, drained}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            drained.cancel()
+
+    async def _drained(self) -> None:
+        await self._draining.wait()
+        await self.executor.wait_idle()
+        await self.settler.drain()
 
     async def _drain(self) -> None:
         """Let running handlers end, for the grace period or until a second stop."""
@@ -353,6 +409,17 @@ class Worker:
             run = Run(source, entry)
             self.held.add(run)
             self.settler.settle(run, RELEASE)
+
+    def _on_order(self, verb: Verb) -> None:
+        """Called with each heartbeat for as long as the order stands."""
+        if verb is Verb.QUIET:
+            self.quiet()
+            return
+        self.ordered = True
+        if verb is Verb.DRAIN:
+            self.drain()
+        elif not self._stopped.is_set():
+            self.stop()
 
     def _on_paused(self, queue: str, paused: bool) -> None:  # noqa: FBT001  # a callback's single fact
         if queue not in self.queues:  # an adopted one, from which nothing is fetched

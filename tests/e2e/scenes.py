@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamq import QueueInfo, StreamQ, TaskInfo
+from streamq import Inspector, QueueInfo, StreamQ, TaskInfo
 from streamq.errors import BatchError, UsageError
 from streamq.model.call import as_call
 from tests.e2e.checker import Journal, Verdict, judge
@@ -89,6 +89,15 @@ class Scene:
                 return await inspector.counters(QUEUE)
 
         return asyncio.run(ask())
+
+    def steer(self, steering: Callable[[Inspector], Awaitable[Any]]) -> None:
+        """Have the inspector do something."""
+
+        async def ask() -> None:
+            async with self.app.inspector() as inspector:
+                await steering(inspector)
+
+        asyncio.run(ask())
 
     def started(self) -> set[str]:
         return {record.task_id for record in self.journal.read() if record.kind == "start"}

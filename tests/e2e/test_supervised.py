@@ -54,6 +54,22 @@ def test_children_get_the_signals_and_the_exit_code_is_theirs(scene: Scene) -> N
     assert scene.verdict().most_attempts == 1
 
 
+def test_workers_that_are_drained_end_in_order_and_are_not_replaced(scene: Scene) -> None:
+    """From outside, whatever their grace period: what runs ends, what waits stays for others, exit 0."""
+    scene.enqueue("work", 30, seconds=1.0)
+
+    with scene.worker("--processes", "2", "--concurrency", "5", "--grace", "0.1") as worker:
+        worker.until_started(2)
+        scene.until_started(10)
+        scene.steer(lambda inspector: inspector.drain())
+        assert worker.ended() == 0
+        assert worker.log.count("worker stopped") == worker.log.count("worker started") == 2
+
+    assert scene.journal.count("start") == scene.journal.count("end") < 30
+    info = scene.queue()
+    assert (info.active, info.ready) == (0, 30 - scene.journal.count("end"))
+
+
 def test_children_end_when_their_supervisor_is_killed(scene: Scene) -> None:
     with scene.worker("--processes", "2") as worker:
         worker.until_started(2)

@@ -56,6 +56,13 @@ def test_handlers_longer_than_the_grace_period_are_given_back_unspent(scene: Sce
     assert (info.state, info.retried, info.crashes) == (State.READY, 0, 0)
 
 
+def test_a_drained_worker_exits_as_one_that_was_stopped(scene: Scene) -> None:
+    with scene.worker() as worker:
+        worker.until_started()
+        scene.steer(lambda inspector: inspector.drain())
+        assert worker.ended() == 0
+
+
 def test_a_second_signal_does_not_wait_for_the_grace_period(scene: Scene) -> None:
     """A127: SIGTERM twice; the long handler is cancelled and its task given back."""
     [task_id] = scene.enqueue("work", 1, seconds=600.0)

@@ -20,6 +20,7 @@ from streamq.errors import (
     TaskError,
     TaskNotFound,
     UsageError,
+    WorkerError,
 )
 
 CLASSES = sorted(
@@ -37,6 +38,8 @@ def sample(kind: type[StreamQError]) -> StreamQError:
         return kind("queue", 1.5)
     if issubclass(kind, QueueError | SemaphoreError):
         return kind("queue", "has a problem")
+    if issubclass(kind, WorkerError):
+        return kind("w1", "has a problem")
     if issubclass(kind, BatchError):
         return kind([1, TaskNotFound("q", "a", "no such task"), 2])
     if issubclass(kind, RetryAfter):

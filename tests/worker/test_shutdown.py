@@ -10,6 +10,7 @@ import pytest
 
 import streamq.worker.worker as worker_module
 from streamq import StreamQ, current_task
+from streamq.errors import LifecycleError, RegistrationError
 from streamq.inspector import Inspector
 from streamq.model.states import State
 from streamq.worker.worker import Worker
@@ -229,6 +230,25 @@ async def test_a_worker_stopped_before_it_ran_does_nothing(app: StreamQ, inspect
     worker.stop()
     await worker.run()
     assert (await inspector.queue("default")).ready == 1
+
+
+async def test_a_worker_runs_once(app: StreamQ) -> None:
+    """A126: not a second time while it runs, and not again after its end; the running one is unharmed."""
+    gate = Gate(app)
+    worker = make_worker(app)
+    async with live(worker):
+        with pytest.raises(LifecycleError, match="worker: runs already"):
+            await worker.run()
+        await app.enqueue("gate", {})
+        await eventually(lambda: gate.started)
+    with pytest.raises(LifecycleError, match="worker: has ended; make a new one"):
+        await worker.run()
+
+
+async def test_a_worker_without_tasks_does_not_run(app: StreamQ) -> None:
+    """A126: it would archive whatever it gets; mostly the module with the tasks was not imported."""
+    with pytest.raises(RegistrationError, match="tasks: the app has none"):
+        await app.worker().run()
 
 
 async def test_a_worker_starts_once_redis_is_there(private_server: PrivateServer) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from streamq.errors import Unavailable
-from streamq.worker.supervisor import Backoff, Supervisor
+from streamq.worker.supervisor import ORDERED, Backoff, Supervisor
 from tests.support import eventually
 
 pytestmark = pytest.mark.processes
@@ -93,6 +93,23 @@ async def test_a_child_that_somebody_stopped_is_replaced_with_nothing_to_recover
         kill(supervisor, "w1", signal.SIGTERM)
         await eventually(lambda: set(supervisor.children) == {"w2"}, "it is replaced")
         assert fleet.recovered == []
+
+
+async def test_children_that_were_ordered_to_end_are_not_replaced_and_the_supervisor_ends() -> None:
+    """Their exit code says so; nothing is to be recovered, and all went well."""
+    fleet = Fleet(OBEDIENT.replace("exit 0", f"exit {ORDERED}"))
+    supervisor = Supervisor(2, fleet.start, fleet.recover, new_id=fleet.new_id, stop_within_s=30.0)
+    running = asyncio.create_task(supervisor.run())
+    await eventually(lambda: len(supervisor.children) == 2, "the children run")
+    await until_trapped(supervisor)
+
+    kill(supervisor, "w1", signal.SIGTERM)
+    await eventually(lambda: set(supervisor.children) == {"w2"}, "it has ended")
+    assert not running.done()
+    kill(supervisor, "w2", signal.SIGTERM)
+
+    assert await running is True
+    assert (fleet.started, fleet.recovered, supervisor.replaced) == (["w1", "w2"], [], 0)
 
 
 async def test_recovery_is_tried_again_while_redis_is_away_and_does_not_hold_up_the_replacement() -> None:
