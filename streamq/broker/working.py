@@ -237,9 +237,7 @@ def progress(queue: QueueKeys, consumer: str, tasks: Sequence[Said]) -> Command[
     At most ``MAX_SETTLE_TASKS``.
     """
     words = [
-        word
-        for entry, said in tasks
-        for word in (entry.lane.encode() + entry.entry_id, entry.task_id, said)
+        word for entry, said in tasks for word in (entry.lane.encode() + entry.entry_id, entry.task_id, said)
     ]
     return Command(
         script("progress"), (*queue.lanes.values(), queue.progress), (consumer, *words), _parse_words

@@ -58,6 +58,10 @@ _CUT_OFF = frozenset({Stop.TIMEOUT, Stop.LOST, Stop.CANCEL})
 """Stops after which what a thread came to no longer counts; after a shutdown it still does."""
 
 
+_LEAVING_S = 1.0
+"""A run whose time is over while it cleans up is looked at again after so long."""
+
+
 class Settles(Protocol):
     """What the executor needs of the settler."""
 
@@ -144,7 +148,7 @@ class Executor:
         for run in list(self._running) if runs is None else runs:
             if run.stop is None and run in self._running:
                 run.stop = stop
-                if run.handle is not None and run.began:
+                if run.handle is not None and run.began and not run.leaving:
                     run.handle.cancel()
 
     def cancel(self, run: Run, cancel: Cancel) -> None:
@@ -223,9 +227,9 @@ class Executor:
             else:
                 await self._failed(run, error)
         else:
-            refused = self._succeeded(run, result)
-            if refused is not None or self._hears_success(run):
-                await self._tell_returned(run, result, refused)
+            told = self._succeeded(run, result)
+            if told is not None:
+                await self._tell(told[0], run, told[1])
         finally:
             self._ended(run)
 
@@ -240,7 +244,9 @@ class Executor:
         elif work.exception() is not None:
             await self._failed(run, work.exception() or error)
         else:
-            await self._tell_returned(run, work.result(), self._succeeded(run, work.result()))
+            told = self._succeeded(run, work.result())
+            if told is not None:
+                await self._tell(told[0], run, told[1])
 
     def _arm_timers(self, runs: list[Run]) -> None:
         loop = asyncio.get_running_loop()
@@ -248,7 +254,13 @@ class Executor:
             if run in self._running and run.stop is None and not run.outcome_recorded:
                 limit_s = self._limit_s(run)
                 if limit_s is not None:
-                    run.timer = loop.call_later(limit_s, self.stop_runs, Stop.TIMEOUT, [run])
+                    run.timer = loop.call_later(limit_s, self._time_out, run)
+
+    def _time_out(self, run: Run) -> None:
+        if run.leaving:
+            run.timer = asyncio.get_running_loop().call_later(_LEAVING_S, self._time_out, run)
+        else:
+            self.stop_runs(Stop.TIMEOUT, [run])
 
     def _limit_s(self, run: Run) -> float | None:
         """Seconds this attempt may take: the earlier of timeout and deadline."""
@@ -261,14 +273,21 @@ class Executor:
 
     # Ending
 
-    def _succeeded(self, run: Run, result: Any) -> PayloadError | None:
-        """Record the success; the error, if its result cannot be kept."""
+    def _succeeded(self, run: Run, result: Any) -> tuple[str, Any] | None:
+        """Record the success; the hooks that are to hear of it, and what: None where nobody listens."""
         message, definition = run.message, run.definition
         assert message is not None  # noqa: S101  # set before the handler was started
         assert definition is not None  # noqa: S101
         if not retention_of(message, definition):
             self._record(run, COMPLETE)
-            return None
+        elif (refused := self._keep(run, message, definition, result)) is not None:
+            return "on_archive", refused
+        if self._teller.of_success or definition.hooks.on_success is not None:
+            return "on_success", result
+        return None
+
+    def _keep(self, run: Run, message: Message, definition: Definition, result: Any) -> PayloadError | None:
+        """Record the success with its result; the error, if that cannot be stored."""
         now_ms = self._clock.now_ms()
         try:
             stored = encode_result(result, self._limits)
@@ -342,17 +361,6 @@ class Executor:
         except StoredDataError:
             # Its retry policy is unreadable: the default decides, the stored one stays as it is.
             return decide(message.copy(retry_policy=None))
-
-    def _hears_success(self, run: Run) -> bool:
-        return self._teller.of_success or (
-            run.definition is not None and run.definition.hooks.on_success is not None
-        )
-
-    async def _tell_returned(self, run: Run, result: Any, refused: PayloadError | None) -> None:
-        if refused is None:
-            await self._tell("on_success", run, result)
-        else:
-            await self._tell("on_archive", run, refused)
 
     async def _tell(self, name: str, run: Run, fact: Any) -> None:
         """Call the user's hooks, after the outcome is recorded: whatever they do, the task is settled."""

@@ -49,6 +49,7 @@ class Run:
         "definition",
         "entry",
         "handle",
+        "leaving",
         "message",
         "outcome_recorded",
         "outliving",
@@ -71,6 +72,8 @@ class Run:
         """The handler's task, while it runs."""
         self.outliving: asyncio.Future[Any] | None = None
         """What runs the handler and cannot be cancelled (a thread): the slot is taken until it ends."""
+        self.leaving = False
+        """Dependencies are being cleaned up after: that has a limit of its own, and is not cut off."""
         self.timer: asyncio.TimerHandle | None = None
         self.stop: Stop | None = None
         self.tokens: Sequence[tuple[str, bytes]] = ()

@@ -47,10 +47,10 @@ async def provide(
         result = await call(*args, **kwargs, **await resolver.values(needs))
     except BaseException as error:  # noqa: BLE001  # raised again below, when everything has been left
         failure = error
-    if run.timer is not None:
-        run.timer.cancel()  # cleanups have a limit of their own
+    run.leaving = True
     try:
         failure = await resolver.leave(failure)
+        run.leaving = False
         if failure is not None:
             raise failure
         return result

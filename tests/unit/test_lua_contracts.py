@@ -69,9 +69,7 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "forward": [moving.forward],
     "purge": [lambda queue: moving.purge(queue, 1, 10)],
     "delete": [lambda queue: moving.delete(queue, "a")],
-    "progress": [
-        lambda queue: working.progress(queue, "me", [working.Said(ENTRY, b" ")])
-    ],
+    "progress": [lambda queue: working.progress(queue, "me", [working.Said(ENTRY, b" ")])],
     "find": [lambda queue: inspecting.find(queue, "a")],
     "pause": [steering.pause, steering.resume],
     "remove": [lambda queue: steering.remove(queue, [DAY], ["c0:a"], force=True)],

@@ -9,15 +9,16 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import pytest
 
-from streamq import INJECTED, Depends, Drop, StreamQ, TaskContext, current_task
+from streamq import INJECTED, CallNext, Depends, Drop, StreamQ, TaskContext, current_task
 from streamq.errors import RegistrationError
 from streamq.inspector import Inspector
 from streamq.model.states import State
-from streamq.worker import resolver
+from streamq.worker import executor, resolver
 from tests.servers import Server
 from tests.support import eventually, live, make_worker, running
 from tests.worker.test_outcomes import in_state, is_gone
@@ -298,6 +299,54 @@ async def test_a_cleanup_that_hangs_is_broken_off_and_the_others_are_done(
         info = await in_state(inspector, handle.id, State.ARCHIVED)
     assert journal.lines == ["pool opens", "pool closes after TimeoutError"]
     assert (info.error or "").startswith("TimeoutError")
+
+
+async def passed(deadline: datetime | None) -> None:
+    """Wait until the time is over, and for timers that are due by then."""
+    assert deadline is not None
+    await eventually(lambda: datetime.now(UTC) > deadline + timedelta(milliseconds=50))
+
+
+async def test_a_cleanup_is_not_cut_off_when_the_time_is_over(app: StreamQ, inspector: Inspector) -> None:
+    """What was done is committed; middleware outside is under the timeout again."""
+    ended = asyncio.Event()
+
+    async def slow_to_leave(context: TaskContext) -> AsyncIterator[None]:
+        yield
+        await passed(context.deadline)
+        ended.set()
+
+    @app.task(name="kept", retry=0, timeout=0.1, retention=60)
+    async def kept(it: Annotated[None, Depends(slow_to_leave)] = INJECTED) -> str:
+        return "done"
+
+    handle = await kept.enqueue()
+    async with running(app):
+        assert await handle.result(timeout=20) == "done"
+    assert ended.is_set()
+
+
+async def test_middleware_that_hangs_after_a_cleanup_is_still_timed_out(
+    app: StreamQ, inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_LEAVING_S", 0.05)
+
+    @app.middleware
+    async def hanging(context: TaskContext, call_next: CallNext) -> None:
+        await call_next()
+        await asyncio.Event().wait()
+
+    async def slow_to_leave(context: TaskContext) -> AsyncIterator[None]:
+        yield
+        await passed(context.deadline)
+
+    @app.task(name="hangs", retry=0, timeout=0.1)
+    async def hangs(it: Annotated[None, Depends(slow_to_leave)] = INJECTED) -> None: ...
+
+    handle = await hangs.enqueue()
+    async with running(app):
+        info = await in_state(inspector, handle.id, State.ARCHIVED)
+    assert (info.error or "").startswith("AttemptTimeout: ")
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), StopIteration()], ids=repr)
