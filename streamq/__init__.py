@@ -11,6 +11,7 @@ from streamq.errors import Drop, Release, RetryAfter, SkipRetry, StreamQError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall
 from streamq.model.dependency import INJECTED, Depends
+from streamq.model.groups import GroupInfo, GroupRule, Member
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.isolation import Isolation
 from streamq.model.limits import Limits
@@ -40,6 +41,7 @@ __all__ = [  # noqa: RUF022
     "Fixed",
     "Listed",
     "Limits",
+    "GroupRule",
     "Unique",
     "Concurrency",
     "TokenBucket",
@@ -51,6 +53,7 @@ __all__ = [  # noqa: RUF022
     "INJECTED",
     "current_task",
     "TaskContext",
+    "Member",
     "RetryAfter",
     "Release",
     "SkipRetry",
@@ -70,6 +73,7 @@ __all__ = [  # noqa: RUF022
     "TaskInfo",
     "Progress",
     "QueueInfo",
+    "GroupInfo",
     "QueueLimits",
     "WorkerInfo",
     "Audit",

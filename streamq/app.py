@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
 from streamq.broker.address import Address
 from streamq.client.client import Client, ClientConfig
@@ -19,9 +19,10 @@ from streamq.client.sync_client import SyncClient
 from streamq.errors import RegistrationError, UsageError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall, as_call
-from streamq.model.definition import Definition
+from streamq.model.definition import Aggregate, Definition
 from streamq.model.dependency import Provider, provider_of
 from streamq.model.durations import Duration, duration_ms
+from streamq.model.groups import Member
 from streamq.model.hooks import Hooks
 from streamq.model.isolation import Isolation, as_isolation
 from streamq.model.limits import DEFAULT_LIMITS, Limits
@@ -29,7 +30,16 @@ from streamq.model.names import longest_pattern
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
 from streamq.model.run_limits import RunLimit, check_limits
 from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
-from streamq.task import AsyncTask, Decorator, IsFailure, SyncTask, Task, check_predicate, is_async
+from streamq.task import (
+    AsyncTask,
+    BatchDecorator,
+    Decorator,
+    IsFailure,
+    SyncTask,
+    Task,
+    check_predicate,
+    is_async,
+)
 from streamq.worker.config import (
     Lifespan,
     OnArchive,
@@ -97,6 +107,7 @@ class StreamQ:
             limits=limits,
             enqueue_timeout_s=duration_ms("enqueue_timeout", enqueue_timeout) / 1000,
             parameters=self._parameters,
+            takes_groups=self._takes_groups,
             middleware=self._enqueue_middleware,
         )
         self._client: Client | None = None
@@ -124,6 +135,7 @@ class StreamQ:
         on_archive: OnArchive | None = None,
         limits: Iterable[RunLimit] = (),
         isolate: bool | Isolation = False,
+        aggregate: Aggregate | None = None,
         **options: Unpack[TaskOptions],
     ) -> Decorator: ...
     def task(  # type: ignore[misc]  # mypy does not match a TypedDict's keywords with themselves here
@@ -138,6 +150,7 @@ class StreamQ:
         on_archive: OnArchive | None = None,
         limits: Iterable[RunLimit] = (),
         isolate: bool | Isolation = False,
+        aggregate: Aggregate | None = None,
         **options: Unpack[TaskOptions],
     ) -> Any:
         """Register the decorated function as a task: ``@app.task``, or ``@app.task(...)`` with options.
@@ -147,14 +160,67 @@ class StreamQ:
         that count as failures from those after which the task is simply tried again. The hooks are called
         before those of the app. ``limits`` say how many may run at once, or start in a time; a task that
         they do not let start is put back. ``isolate`` runs the handler in a child process, with limits
-        if given.
+        if given. ``aggregate`` makes one call of the members of a group, so that the task may be
+        enqueued with ``group``.
 
         Raises OptionError for bad options, RegistrationError for a name that is taken.
         """
         hooks = Hooks(on_error, on_success, on_archive)
         checked = Options.of(options, TASK_OPTION_NAMES)
         decorator = Decorator(
-            self, name, checked, is_failure, hooks, check_limits(limits), as_isolation(isolate)
+            self,
+            name,
+            checked,
+            is_failure,
+            hooks,
+            check_limits(limits),
+            as_isolation(isolate),
+            aggregate=aggregate,
+        )
+        return decorator if handler is None else decorator(handler)
+
+    @overload
+    def batch_task(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
+        self, handler: Callable[Concatenate[list[Member], ...], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[..., R]: ...
+    @overload
+    def batch_task(self, handler: Callable[Concatenate[list[Member], ...], R], /) -> SyncTask[..., R]: ...
+    @overload
+    def batch_task(
+        self,
+        *,
+        name: str | None = None,
+        is_failure: IsFailure | None = None,
+        on_error: OnError | None = None,
+        on_success: OnSuccess | None = None,
+        on_archive: OnArchive | None = None,
+        limits: Iterable[RunLimit] = (),
+        **options: Unpack[TaskOptions],
+    ) -> BatchDecorator: ...
+    def batch_task(  # type: ignore[misc]  # as in ``task``
+        self,
+        handler: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        is_failure: IsFailure | None = None,
+        on_error: OnError | None = None,
+        on_success: OnSuccess | None = None,
+        on_archive: OnArchive | None = None,
+        limits: Iterable[RunLimit] = (),
+        **options: Unpack[TaskOptions],
+    ) -> Any:
+        """Register a function that runs many tasks at once: it takes a list of ``Member``.
+
+        Its tasks are enqueued one by one, with the arguments of each and a ``group``; one without a
+        group is a batch of its own. The rest is as for ``task``.
+
+        Raises OptionError for bad options, RegistrationError for a name that is taken.
+        """
+        hooks = Hooks(on_error, on_success, on_archive)
+        checked = Options.of(options, TASK_OPTION_NAMES)
+        decorator = BatchDecorator(
+            self, name, checked, is_failure, hooks, check_limits(limits), None, batch=True
         )
         return decorator if handler is None else decorator(handler)
 
@@ -222,9 +288,17 @@ class StreamQ:
             else:
                 self._overrides[provider] = before
 
+    def _takes_groups(self, name: str) -> bool:
+        """Whether calls of this type may have a group; where its task is not known here, they may."""
+        task = self._task_of(name)
+        return task is None or task.takes_groups
+
     def _parameters(self, name: str) -> tuple[str, ...] | None:
-        task = self.tasks.get(name) or self.tasks.get(longest_pattern(name, self.tasks) or "")
+        task = self._task_of(name)
         return None if task is None else task.parameters
+
+    def _task_of(self, name: str) -> Task[..., Any] | None:
+        return self.tasks.get(name) or self.tasks.get(longest_pattern(name, self.tasks) or "")
 
     def home(self) -> Home | None:
         """Where child processes find this app; None when no task wants one.

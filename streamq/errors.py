@@ -46,6 +46,7 @@
     │   ├── AttemptTimeout            it ran past its timeout or deadline
     │   ├── LeaseLost                 this worker was taken for dead, and the task given to another
     │   ├── AttemptCancelled          a sync handler noticed that it was told to stop
+    │   ├── BadAggregate              an aggregator returned neither a call nor None
     │   ├── HandlerNotFound           no handler is registered for the task's type
     │   ├── HandlerExited             the handler called sys.exit
     │   ├── HandlerFailed             the handler raised in its child process; carries what it raised
@@ -147,7 +148,7 @@ class TaskInBatch(TaskError):
     """The task has become part of a batch, which is the task that runs; ``batch_id`` is its id."""
 
     def __init__(self, queue: str, task_id: str, batch_id: str) -> None:
-        super().__init__(queue, task_id, f"is part of the batch {batch_id}; cancel that one")
+        super().__init__(queue, task_id, f"is part of the batch {batch_id}; cancel or delete that one")
         self.batch_id = batch_id
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -319,6 +320,10 @@ class LeaseLost(AttemptError):
 
 class AttemptCancelled(AttemptError):
     """The handler asked whether it was told to stop, and stops: ``current_task().raise_if_cancelled()``."""
+
+
+class BadAggregate(AttemptError):
+    """The aggregator of a task returned something that is neither a TaskCall nor None."""
 
 
 class HandlerNotFound(AttemptError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
 from streamq.broker import (
     auditing,
+    grouping,
     inspecting,
     limiting,
     moving,
@@ -23,9 +25,10 @@ from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.ordering import ALL, Verb
 from streamq.broker.runner import AsyncRunner
 from streamq.clock import utc_day, wall_ms
-from streamq.errors import QueueError, ServerError, TaskError, TaskNotFound, WorkerError
+from streamq.errors import QueueError, ServerError, TaskError, TaskInBatch, TaskNotFound, WorkerError
 from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.durations import Duration
+from streamq.model.groups import GroupInfo
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
 from streamq.model.names import check_key_name, check_task_id
@@ -86,7 +89,7 @@ class Inspector:
         counts, replies = _split(replies, len(groups[2]))
         paused, counters, limits = _checked(replies)
         held = sum(count for count in active if isinstance(count, int))
-        scheduled, retry, completed, archived = _checked(counts)
+        scheduled, retry, completed, archived, aggregating = _checked(counts)
         return QueueInfo(
             name=name,
             ready=sum(_checked(lengths)) - held,
@@ -99,6 +102,7 @@ class Inspector:
             processed=counters.get("processed", 0),
             failed=counters.get("failed", 0),
             limits=limits,
+            aggregating=aggregating,
         )
 
     async def task(self, queue: str, task_id: str) -> TaskInfo:
@@ -107,6 +111,19 @@ class Inspector:
         if found.state is None:
             raise TaskNotFound(queue, task_id, "no such task")
         return inspecting.task_info(queue, task_id, found, self._lease_ms)
+
+    async def groups(self, queue: str, limit: int = 100) -> list[GroupInfo]:
+        """The groups that become batches next, the one that is due first in front. Raises QueueError."""
+        keys = await self._known(queue)
+        due = await self._runner.run(grouping.groups(keys, limit))
+        sizes = await self._runner.run_all([grouping.group_size(keys, one.name) for one in due])
+        oldest = await self._runner.run_all([grouping.oldest_member(keys, one.name) for one in due])
+        # One that became a batch meanwhile has no members any more.
+        return [
+            _group_info(one, size, oldest_ms)
+            for one, size, oldest_ms in zip(due, _checked(sizes), _checked(oldest), strict=True)
+            if oldest_ms is not None
+        ]
 
     async def active(self, queue: str, limit: int = 100) -> list[TaskInfo]:
         """The longest delivered tasks that workers hold, those whose lease ran out marked as orphaned."""
@@ -169,12 +186,18 @@ class Inspector:
         await self._runner.run(producing.register(self.keys.queues, name))
 
     async def delete(self, queue: str, task_id: str) -> None:
-        """Delete a task that is not running. Raises TaskNotFound, or TaskError when a worker holds it."""
+        """Delete a task that is not running.
+
+        Raises TaskNotFound, TaskInBatch, or TaskError when a worker holds it.
+        """
         word = await self._runner.run(moving.delete(await self._known(queue), check_task_id(task_id)))
         if word == b"missing":
             raise TaskNotFound(queue, task_id, "no such task")
         if word == b"active":
             raise TaskError(queue, task_id, "is running; it can be deleted when it has ended")
+        _, colon, batch = word.partition(b":")
+        if colon:
+            raise TaskInBatch(queue, task_id, batch.decode())
 
     async def quiet(self, worker_id: str | None = None) -> None:
         """Tell a worker, or all that are there now, to take no more tasks; what runs goes on.
@@ -266,6 +289,17 @@ class Inspector:
         if not await self._runner.run(inspecting.is_registered(self.keys, name)):
             raise QueueError(name, "no such queue")
         return queue
+
+
+def _group_info(due: grouping.Due, size: int, oldest_ms: int) -> GroupInfo:
+    task_type, _, name = due.name.decode().partition("\n")
+    return GroupInfo(
+        type=task_type,
+        name=name,
+        size=size,
+        oldest_at=datetime.fromtimestamp(oldest_ms / 1000, UTC),
+        due_at=datetime.fromtimestamp(due.due_ms / 1000, UTC),
+    )
 
 
 def _split(items: list[Any], count: int) -> tuple[list[Any], list[Any]]:

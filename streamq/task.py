@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from streamq.errors import OptionError, RegistrationError, UsageError
 from streamq.model.call import TaskCall
-from streamq.model.definition import Definition
+from streamq.model.definition import Aggregate, Definition
 from streamq.model.dependency import Provider, needs_of
 from streamq.model.durations import duration_ms
+from streamq.model.groups import Member
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.isolation import Isolation
 from streamq.model.message import NO_TIMEOUT
@@ -69,6 +70,13 @@ class BoundTask(Generic[P, R]):
         """
         return BoundTask(self._app, self.name, Options.of(options).over(self._options))
 
+    def in_group(self, group: str) -> BoundTask[P, R]:
+        """The same task as a member of a group: ``index.in_group("user:42").enqueue(7)``.
+
+        Raises OptionError for a bad name, and when it is enqueued where the task makes no batches.
+        """
+        return self.options(group=group)
+
     def named(self, name: str) -> BoundTask[P, R]:
         """The task under a name that its pattern takes: ``mail.named("email:welcome").enqueue(...)``.
 
@@ -94,9 +102,14 @@ class Task(BoundTask[P, R]):
         hooks: Hooks = NO_HOOKS,
         limits: tuple[RunLimit, ...] = (),
         isolation: Isolation | None = None,
+        *,
+        batch: bool = False,
+        aggregate: Aggregate | None = None,
     ) -> None:
         super().__init__(app, name, options)
         self.isolation = isolation
+        self.batch = batch
+        self.aggregate = aggregate
         self.handler = handler
         self.is_failure = check_predicate(is_failure)
         self.hooks = hooks
@@ -106,8 +119,18 @@ class Task(BoundTask[P, R]):
         self.__wrapped__ = handler
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """The names of the handler's arguments that may be given by position, in order."""
+    def takes_groups(self) -> bool:
+        """Calls of it may have a group."""
+        return self.batch or self.aggregate is not None
+
+    @property
+    def parameters(self) -> tuple[str, ...] | None:
+        """The names of the arguments that may be given by position, in order.
+
+        None for a batch handler, whose own are not those that its tasks are enqueued with.
+        """
+        if self.batch:
+            return None
         by_position = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
         try:
             parameters = inspect.signature(self.handler).parameters.values()
@@ -139,6 +162,8 @@ class Task(BoundTask[P, R]):
             needs=self.needs,
             overrides=overrides,
             isolation=self.isolation,
+            batch=self.batch,
+            aggregate=self.aggregate,
         )
 
     def __repr__(self) -> str:
@@ -163,8 +188,8 @@ class SyncTask(Task[P, R]):
         return result
 
 
-class Decorator:
-    """What ``app.task(...)`` returns: turns a function into a registered task."""
+class _Registrar:
+    """Turns functions into registered tasks, all with the same options."""
 
     def __init__(
         self,
@@ -175,8 +200,19 @@ class Decorator:
         hooks: Hooks,
         limits: tuple[RunLimit, ...],
         isolation: Isolation | None,
+        *,
+        batch: bool = False,
+        aggregate: Aggregate | None = None,
     ) -> None:
+        if aggregate is not None and not callable(aggregate):
+            raise RegistrationError("aggregate", "must be a function of the group and its members")
+        if aggregate is not None and any(limit.key is not None for limit in limits):
+            raise RegistrationError(
+                "aggregate", "a limit by key has no one task whose arguments it could read"
+            )
         self._app = app
+        self._batch = batch
+        self._aggregate = aggregate
         self._name = name
         self._options = options
         self._is_failure = is_failure
@@ -184,14 +220,7 @@ class Decorator:
         self._limits = limits
         self._isolation = isolation
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
-        self, handler: Callable[P, Coroutine[Any, Any, R]]
-    ) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, handler: Callable[P, R]) -> SyncTask[P, R]: ...
-    def __call__(self, handler: Callable[..., Any]) -> Task[..., Any]:
-        """Register the handler. Raises RegistrationError, OptionError."""
+    def _register(self, handler: Callable[..., Any]) -> Task[..., Any]:
         if not callable(handler):
             raise RegistrationError("handler", "must be a function")
         name = self._name
@@ -215,9 +244,42 @@ class Decorator:
             self._hooks,
             self._limits,
             self._isolation,
+            batch=self._batch,
+            aggregate=self._aggregate,
         )
         self._app.register(task)
         return task
+
+
+class Decorator(_Registrar):
+    """What ``app.task(...)`` returns: turns a function into a registered task."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
+        self, handler: Callable[P, Coroutine[Any, Any, R]]
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[P, R]) -> SyncTask[P, R]: ...
+    def __call__(self, handler: Callable[..., Any]) -> Task[..., Any]:
+        """Register the handler. Raises RegistrationError, OptionError."""
+        return self._register(handler)
+
+
+class BatchDecorator(_Registrar):
+    """What ``app.batch_task(...)`` returns: turns a function of a list of members into a registered task.
+
+    Such a task is enqueued with the arguments of one member, whatever they are.
+    """
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine is also a result; the first match is meant
+        self, handler: Callable[Concatenate[list[Member], ...], Coroutine[Any, Any, R]]
+    ) -> AsyncTask[..., R]: ...
+    @overload
+    def __call__(self, handler: Callable[Concatenate[list[Member], ...], R]) -> SyncTask[..., R]: ...
+    def __call__(self, handler: Callable[..., Any]) -> Task[..., Any]:
+        """Register the handler. Raises RegistrationError, OptionError."""
+        return self._register(handler)
 
 
 def check_predicate(given: Any) -> IsFailure | None:

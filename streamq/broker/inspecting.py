@@ -82,6 +82,9 @@ def _entry(place: bytes, fields: list[bytes]) -> Entry:
     return parse_entries(Lane(place[:1].decode()), [(place[1:], fields)])[0]
 
 
+_WAITING = frozenset({State.SCHEDULED, State.RETRY, State.AGGREGATING})
+
+
 def task_info(queue: str, task_id: str, found: Found, lease_ms: int) -> TaskInfo:
     """What was found, as the snapshot that users see. ``found.state`` must not be None."""
     try:
@@ -107,7 +110,7 @@ def task_info(queue: str, task_id: str, found: Found, lease_ms: int) -> TaskInfo
         retention=(shown.retention_ms or 0) / 1000,
         headers=shown.headers,
         enqueued_at=moment(shown.enqueued_ms),
-        next_at=due_moment(found.time_ms) if state in {State.SCHEDULED, State.RETRY} else None,
+        next_at=due_moment(found.time_ms) if state in _WAITING else None,
         error=shown.error,
         failed_at=moment(shown.failed_ms),
         completed_at=moment(shown.completed_ms),
@@ -115,6 +118,8 @@ def task_info(queue: str, task_id: str, found: Found, lease_ms: int) -> TaskInfo
         worker=found.worker,
         progress=found.progress,
         orphaned=state is State.ACTIVE and found.idle_ms >= lease_ms,
+        group=found.group if shown.group is None else shown.group,
+        batch=found.batch,
         message=message,
     )
 
@@ -164,8 +169,8 @@ def pending(queue: QueueKeys, lane: Lane, count: int, start: str = "-") -> Comma
 
 
 def cardinalities(queue: QueueKeys) -> list[Command[int]]:
-    """Scheduled, retry, completed and archived tasks; one command each."""
-    zsets = (queue.scheduled, queue.retry, queue.completed, queue.archived)
+    """Scheduled, retry, completed, archived and aggregating tasks; one command each."""
+    zsets = (queue.scheduled, queue.retry, queue.completed, queue.archived, queue.aggregating)
     return [Command(None, (key,), ("ZCARD", key), int) for key in zsets]
 
 

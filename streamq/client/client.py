@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -52,6 +53,10 @@ def _unknown(_task: str) -> None:
     return None
 
 
+def _takes_any(_task: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
     """How a client behaves."""
@@ -67,6 +72,8 @@ class ClientConfig:
     """The workers' lease, to tell orphaned tasks in ``info``."""
     parameters: Parameters = _unknown
     """The positional parameters of a task's handler; None where the handler is not known here."""
+    takes_groups: Callable[[str], bool] = _takes_any
+    """Whether tasks of a type may have a group; those of which nothing is known here may."""
     dedup_secret: bytes | None = field(default=None, repr=False)
     """Keys of unique tasks are hashed with it, so that whoever reads Redis cannot try out arguments."""
     middleware: Sequence[EnqueueMiddleware] = ()
@@ -74,7 +81,9 @@ class ClientConfig:
 
     def encoder(self) -> Encoder:
         """What encodes the calls of a client so configured."""
-        return Encoder(self.defaults, self.limits, self.parameters, self.dedup_secret)
+        return Encoder(
+            self.defaults, self.limits, self.parameters, self.dedup_secret, takes_groups=self.takes_groups
+        )
 
     @property
     def attempt(self) -> Timeouts:
@@ -228,15 +237,23 @@ class Client:
         keys = self.keys.queue(check_key_name("queue", queue))
         deadline_s = None if timeout is None else monotonic_s() + duration_ms("timeout", timeout) / 1000
         within_s = RECHECK_S if deadline_s is None else max(0.0, deadline_s - monotonic_s())
-        # Subscribed before the first look, so that no notice falls between the two.
-        async with self._desk_here().notices.of(keys.done(task_id), within_s) as notice:
+        notices, batch = self._desk_here().notices, None
+        async with AsyncExitStack() as stack:
+            # Subscribed before the first look, so that no notice falls between the two.
+            notice = await stack.enter_async_context(notices.of(keys.done(task_id), within_s))
             while True:
-                verdict = judge(queue, task_id, await self.runner.run(find(keys, task_id)))
+                found = await self.runner.run(find(keys, task_id))
+                verdict = judge(queue, task_id, found)
                 if verdict.over:
                     return verdict.result
                 left_s = RECHECK_S if deadline_s is None else min(RECHECK_S, deadline_s - monotonic_s())
                 if left_s <= 0:
                     raise ResultTimeout(queue, task_id, "is not finished yet")
+                if found.batch is not None and found.batch != batch:
+                    # It ends with its batch: look again when that one is listened to as well.
+                    batch = found.batch
+                    await stack.enter_async_context(notices.of(keys.done(batch), left_s, notice))
+                    continue
                 await notice.wait(left_s)
 
     async def cancel(

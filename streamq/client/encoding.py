@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from streamq.broker import producing
 from streamq.broker.producing import CONFLICT_LETTERS, OWN_ID, LockRule, how
 from streamq.client.dedup import KeyMaker
 from streamq.client.producer import Producer
@@ -18,6 +19,7 @@ from streamq.codec import MessageTemplate, check_headers, encode_payload
 from streamq.errors import OptionError
 from streamq.model.call import TaskCall
 from streamq.model.durations import duration_ms, moment_ms
+from streamq.model.groups import DEFAULT_RULE, GroupRule
 from streamq.model.lanes import lane_for
 from streamq.model.limits import Limits
 from streamq.model.message import DROP, NO_TIMEOUT
@@ -65,8 +67,14 @@ class Encoder:
         limits: Limits,
         parameters: Parameters,
         dedup_secret: bytes | None = None,
+        *,
+        takes_groups: Callable[[str], bool] = lambda _task: True,
     ) -> None:
-        """``parameters`` answers the positional ones of a task's handler, None where it is not known."""
+        """``parameters`` answers the positional ones of a task's handler, None where it is not known.
+
+        ``takes_groups`` answers whether tasks of a type may have a group.
+        """
+        self._takes_groups = takes_groups
         self._defaults = defaults
         self._limits = limits
         self._parameters = parameters
@@ -101,20 +109,37 @@ class Encoder:
         task_type = check_name("type", call.type)
         task_id = _given(options.task_id)
         unique = options.unique if isinstance(options.unique, Unique) else None
+        group = self._joining(options, task_type, unique)
         return _Route(
             options=call.options,
             queue=check_key_name("queue", _given(options.queue) or DEFAULT_QUEUE),
-            how=_how(options, unique),
+            how=_how(options, unique, group),
             task_id=task_id,
             template=MessageTemplate(_fields(task_type, options, self._limits)),
             keys=None if unique is None else self._key_maker(unique, task_type),
         )
 
+    def _joining(self, options: Options, task_type: str, unique: Unique | None) -> producing.GroupRule | None:
+        group = _given(options.group)
+        if group is None:
+            return None
+        if not self._takes_groups(task_type):
+            problem = (
+                f"{task_type!r} makes no batches; see app.batch_task and the aggregate option of app.task"
+            )
+            raise OptionError("group", problem)
+        if unique is not None and unique.mode == "keep_last":
+            raise OptionError(
+                "unique", "keep_last waits for one task to end, which members of a group do not"
+            )
+        rule: GroupRule = _given(options.group_rule) or DEFAULT_RULE
+        return producing.GroupRule(task_type, group, *rule.stored)
+
     def _key_maker(self, unique: Unique, task_type: str) -> KeyMaker:
         return KeyMaker(unique, task_type, self._parameters(task_type), self._dedup_secret)
 
 
-def _how(options: Options, unique: Unique | None) -> bytes:
+def _how(options: Options, unique: Unique | None, group: producing.GroupRule | None) -> bytes:
     conflict = OWN_ID
     if _given(options.task_id) is not None:
         conflict = CONFLICT_LETTERS[_given(options.on_conflict) or "raise"]
@@ -125,6 +150,7 @@ def _how(options: Options, unique: Unique | None) -> bytes:
         delay_ms=None if delay is None else duration_ms("delay", delay),
         at_ms=None if at is None else moment_ms("at", at),
         lock=None if unique is None else _lock_rule(unique),
+        group=group,
     )
 
 

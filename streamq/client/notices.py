@@ -56,13 +56,15 @@ class Notices:
         self._waiting: dict[bytes, set[Notice]] = {}
 
     @asynccontextmanager
-    async def of(self, channel: bytes, within_s: float) -> AsyncIterator[Notice]:
+    async def of(
+        self, channel: bytes, within_s: float, notice: Notice | None = None
+    ) -> AsyncIterator[Notice]:
         """Have the channel subscribed for the length of the block, so that no notice after it is missed.
 
         ``within_s`` is the longest wait for the subscription; without it, the waiter's own looks carry
-        the wait.
+        the wait. ``notice`` is one that other channels wake, too.
         """
-        notice = Notice()
+        notice = Notice() if notice is None else notice
         sharing = self._waiting.setdefault(channel, set())
         sharing.add(notice)
         try:

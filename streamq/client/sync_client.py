@@ -175,13 +175,20 @@ class SyncClient:
         deadline_s = None if timeout is None else monotonic_s() + duration_ms("timeout", timeout) / 1000
         with SyncListener(self.runner.address, timeouts=self.config.timeouts) as listener:
             listener.subscribe(keys.done(task_id))
+            batch = None
             while True:
-                verdict = judge(queue, task_id, self.runner.run(find(keys, task_id)))
+                found = self.runner.run(find(keys, task_id))
+                verdict = judge(queue, task_id, found)
                 if verdict.over:
                     return verdict.result
                 left_s = RECHECK_S if deadline_s is None else min(RECHECK_S, deadline_s - monotonic_s())
                 if left_s <= 0:
                     raise ResultTimeout(queue, task_id, "is not finished yet")
+                if found.batch is not None and found.batch != batch:
+                    # It ends with its batch: look again when that one is listened to as well.
+                    batch = found.batch
+                    listener.subscribe(keys.done(batch))
+                    continue
                 listener.wait(left_s)
 
     def cancel(

@@ -6,11 +6,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamq.model.call import TaskCall
 from streamq.model.dependency import Needs, Provider
+from streamq.model.groups import Member
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.isolation import Isolation
 from streamq.model.retry import Retry
 from streamq.model.run_limits import RunLimit
+
+Aggregate = Callable[[str, list[Member]], TaskCall[Any] | Awaitable[TaskCall[Any] | None] | None]
+"""Called with the group and its members; may be a coroutine function. None: there is nothing to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,16 @@ class Definition:
     """Providers that stand in for others just now; changes while tests run."""
     isolation: Isolation | None = None
     """The handler runs in a child process, with these limits."""
+    batch: bool = False
+    """The handler takes a list of members, not the arguments of one task."""
+    aggregate: Aggregate | None = None
+    """Makes one task of the members of a group, which then runs in their place."""
     plain: bool = field(init=False)
     """The handler is a coroutine function and nothing stands around it: it is awaited as it is."""
 
     def __post_init__(self) -> None:
-        plain = self.is_async and not self.surrounded and not self.limits and self.isolation is None
+        bare = self.is_async and self.isolation is None and not self.batch
+        plain = bare and not self.surrounded and not self.limits
         object.__setattr__(self, "plain", plain)
 
     @property

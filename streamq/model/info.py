@@ -38,7 +38,10 @@ class TaskInfo:
     enqueued_at: datetime | None
     """By the producer's clock."""
     next_at: datetime | None
-    """When it is due (scheduled, retry); None for a unique task that waits until another one has ended."""
+    """When it is due (scheduled, retry), or its group is (aggregating).
+
+    None for a unique task that waits until another one has ended.
+    """
     error: str | None
     failed_at: datetime | None
     completed_at: datetime | None
@@ -50,6 +53,10 @@ class TaskInfo:
     """What its handler said last of how far it is; None once it has succeeded."""
     orphaned: bool = False
     """Active, but its lease has run out and it waits to be recovered."""
+    group: str | None = None
+    """The group that it waits in or will join, or of which it is a batch."""
+    batch: str | None = None
+    """Id of the batch that it went into: state and all else are that batch's."""
     message: Message | None = field(default=None, repr=False, compare=False)
     """What is stored; None when it cannot be decoded."""
 
@@ -72,11 +79,14 @@ class QueueInfo:
     """Those of them that failed."""
     limits: QueueLimits = NO_LIMITS
     """What the queue takes from producers."""
+    aggregating: int = 0
+    """Tasks that wait in groups."""
 
     @property
     def size(self) -> int:
         """Tasks in any state."""
-        return self.ready + self.active + self.scheduled + self.retry + self.completed + self.archived
+        waiting = self.scheduled + self.retry + self.aggregating
+        return self.ready + self.active + waiting + self.completed + self.archived
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypedDict
 
 from streamq.errors import OptionError, PayloadError
 from streamq.model.durations import Duration, duration_ms, moment_ms
+from streamq.model.groups import GroupRule
 from streamq.model.lanes import lane_for
 from streamq.model.names import check_key_name, check_name, check_task_id
 from streamq.model.retry import Retry, as_retry
@@ -53,6 +54,7 @@ class TaskOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
     on_expiry: OnExpiry
     unique: Unique | Mode | bool | None
+    group_rule: GroupRule | None
 
 
 class CallOptions(TaskOptions, total=False):
@@ -64,6 +66,7 @@ class CallOptions(TaskOptions, total=False):
     expires: Duration | datetime | None
     task_id: str | None
     on_conflict: OnConflict
+    group: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Options:
     headers: Mapping[str, str] | Unset = UNSET
     on_expiry: OnExpiry | Unset = UNSET
     unique: Unique | Unset | None = UNSET
+    group: str | Unset | None = UNSET
+    group_rule: GroupRule | Unset | None = UNSET
 
     @classmethod
     def of(cls, given: Mapping[str, Any], allowed: Iterable[str] | None = None) -> Options:
@@ -159,6 +164,12 @@ def _check_on_expiry(value: object) -> object:
     return value
 
 
+def _check_group_rule(value: object) -> object:
+    if value is not None and not isinstance(value, GroupRule):
+        raise OptionError("group_rule", f"must be a GroupRule, not {type(value).__name__}")
+    return value
+
+
 def _check_headers(value: object) -> dict[str, str]:
     """A copy, so that the caller may go on changing its own map."""
     if value is None:
@@ -185,6 +196,8 @@ _CHECKS: dict[str, Any] = {
     "on_conflict": _check_on_conflict,
     "retention": _check_duration("retention"),
     "headers": _check_headers,
+    "group": lambda value: None if value is None else check_name("group", value),
+    "group_rule": _check_group_rule,
     "on_expiry": _check_on_expiry,
     "unique": as_unique,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from streamq.broker.keys import queue_keys
 from streamq.broker.working import Entry
 from streamq.errors import AttemptCancelled, UsageError
 from streamq.model.definition import Definition
+from streamq.model.groups import Member
 from streamq.model.info import moment
 from streamq.model.lanes import Lane
 from streamq.model.message import Message
@@ -74,6 +75,16 @@ class TaskContext:
     def type(self) -> str:
         """The name under which the task was enqueued; empty where its message cannot be read."""
         return self._message.type
+
+    @property
+    def group(self) -> str | None:
+        """The group of which it is a batch; None for any other task."""
+        return self._message.group
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """The tasks that are run together; empty where the handler takes no batches."""
+        return () if self._run.batch is None else tuple(self._run.batch.members)
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -30,6 +30,7 @@ from streamq.model.lanes import Lane
 from streamq.model.limits import Limits
 from streamq.model.message import Message
 from streamq.model.parked import Reason
+from streamq.worker.batching import batch_of_one, read_batch
 from streamq.worker.context import UNREADABLE, Report, TaskContext, set_current
 from streamq.worker.held import Held, Run, Source, Stop
 from streamq.worker.invoking import Admits, Invoke, Invoker, Isolates, outlast
@@ -92,7 +93,7 @@ class Executor:
         self._concurrency = concurrency
         self._limits = limits
         self._teller = teller or Teller()
-        self._invoker = Invoker(concurrency, limiter, isolator)
+        self._invoker = Invoker(concurrency, limiter, self._routes, isolator)
         self._report = report
         self._running: set[Run] = set()
         self._waiters: list[asyncio.Future[None]] = []
@@ -167,8 +168,12 @@ class Executor:
             run.message = message = decode_message(run.entry.message)
             args, kwargs = decode_payload(message.payload)
         except StoredDataError as error:
-            log.error("task cannot be read; archived id=%s error=%s", run.entry.task_id, error)
-            self._archive_unstarted(run, Archive(None, Reason.UNDECODABLE), Reason.UNDECODABLE)
+            # The payload of a batch is no pair of arguments. So batches are found here, and plain tasks
+            # need not be asked whether they are one.
+            if run.message is not None and run.message.group is not None:
+                self._start_batch(run, run.message)
+            else:
+                self._archive_unreadable(run, error)
             return
         if message.lock is not None:
             run.beside = (run.entry.task_id,)
@@ -178,8 +183,32 @@ class Executor:
             return
         set_current(self._context(run, message, definition))
         self._running.add(run)
-        invoke = definition.handler if definition.plain else self._invoker.of(run, definition)
+        if definition.plain:
+            invoke = definition.handler
+        else:
+            invoke = self._invoker.of(run, definition)
+            if definition.batch:
+                run.batch = batch_of_one(run.entry, message, args, kwargs)
+                args, kwargs = [run.batch.members], {}
         handle = _start_task(self._attempt(run, invoke, args, kwargs))
+        if not handle.done():
+            run.handle = handle
+
+    def _start_batch(self, run: Run, message: Message) -> None:
+        try:
+            run.batch, run.message = batch, message = read_batch(message, self._clock.now_ms())
+        except StoredDataError as error:
+            self._archive_unreadable(run, error)
+            return
+        run.beside = tuple(batch.ids)
+        run.definition = definition = self._routes[message.type]
+        if not batch.members:
+            self._record(run, COMPLETE)
+            return
+        set_current(self._context(run, message, definition))
+        self._running.add(run)
+        invoke, args = self._invoker.of_batch(run, definition, batch)
+        handle = _start_task(self._attempt(run, invoke, args, {}))
         if not handle.done():
             run.handle = handle
 
@@ -200,6 +229,10 @@ class Executor:
             self._archive_unstarted(run, Archive(noted, Reason.FAILED), late)
             return True
         return False
+
+    def _archive_unreadable(self, run: Run, error: StoredDataError) -> None:
+        log.error("task cannot be read; archived id=%s error=%s", run.entry.task_id, error)
+        self._archive_unstarted(run, Archive(None, Reason.UNDECODABLE), Reason.UNDECODABLE)
 
     def _archive_unstarted(self, run: Run, outcome: Archive, cause: BaseException | Reason) -> None:
         """The task was never started, so it has no slot in which to wait for a hook."""
@@ -376,7 +409,7 @@ class Executor:
         if run.stop is Stop.LOST:
             self._held.remove(run)
         elif run.cancel is None:
-            self._settle(run, outcome)
+            self._settle(run, outcome if run.batch is None else run.batch.settled_with(outcome))
         else:
             # Whatever the handler came to, in spite of the cancel or because of it.
             self._settle(run, after_cancel(run.cancel))

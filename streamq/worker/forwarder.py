@@ -1,5 +1,8 @@
 """Makes scheduled and retry tasks ready when their time has come, by Redis's clock.
 
+It is the clock of its queues: each look also tells others whether the queue is paused, and when its
+next group and its next tick are due, so that nobody else has to ask.
+
 Sleeps until the next due time that Redis told it. A task that is enqueued or retried meanwhile with
 an earlier time announces itself by a hint; should the hint be lost, the longest sleep bounds the delay.
 """
@@ -12,7 +15,7 @@ import random
 from collections.abc import Callable, Collection
 
 from streamq.broker.keys import QueueKeys
-from streamq.broker.moving import forward
+from streamq.broker.moving import Forwarded, forward
 from streamq.broker.runner import AsyncRunner
 from streamq.errors import ServerError
 from streamq.worker.complaints import Complaints
@@ -31,11 +34,11 @@ class Forwarder:
         self,
         runner: AsyncRunner,
         queues: Collection[QueueKeys],
-        on_paused: Callable[[str, bool], None] = lambda _queue, _paused: None,
+        on_forwarded: Callable[[QueueKeys, Forwarded], None] = lambda _queue, _forwarded: None,
     ) -> None:
         self._runner = runner
         self._queues = queues
-        self._on_paused = on_paused
+        self._on_forwarded = on_forwarded
         self._woken = asyncio.Event()
         self._complaints = Complaints(log)
         self.forwarded = 0
@@ -66,7 +69,7 @@ class Forwarder:
         while True:
             moved = await self._runner.run(forward(queue))
             self.forwarded += moved.moved
-            self._on_paused(queue.name, bool(moved.paused))
+            self._on_forwarded(queue, moved)
             if moved.orphans:
                 log.error("due tasks had no body any more queue=%s count=%d", queue.name, moved.orphans)
             if moved.unreadable:

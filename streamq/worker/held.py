@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamq.broker.keys import QueueKeys
 from streamq.broker.working import Entry
@@ -17,6 +17,9 @@ from streamq.model.cancelling import Cancel
 from streamq.model.definition import Definition
 from streamq.model.lanes import Lane
 from streamq.model.message import Message
+
+if TYPE_CHECKING:
+    from streamq.worker.batching import Batch
 
 
 class Stop(Enum):
@@ -43,6 +46,7 @@ class Run:
     """One entry on its way through this worker."""
 
     __slots__ = (
+        "batch",
         "began",
         "beside",
         "cancel",
@@ -64,6 +68,8 @@ class Run:
         self.entry = entry
         self.message: Message | None = None
         self.definition: Definition | None = None
+        self.batch: Batch | None = None
+        """The members that its handler gets, where it takes batches."""
         self.began = False
         """Its task has had its first step. One cancelled before would end without a word."""
         self.beside: tuple[bytes, ...] = ()

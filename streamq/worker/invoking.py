@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from streamq.errors import BadAggregate, HandlerNotFound
+from streamq.model.call import TaskCall
 from streamq.model.definition import Definition
+from streamq.model.groups import Member
+from streamq.worker.batching import Batch
+from streamq.worker.context import current_task
 from streamq.worker.held import Run, Stop
 from streamq.worker.middleware import surround
 from streamq.worker.resolver import provide
@@ -41,25 +47,47 @@ class Isolates(Protocol):
 class Invoker:
     """The ways to call a handler in one worker."""
 
-    def __init__(self, concurrency: int, limiter: Admits, isolator: Isolates | None = None) -> None:
+    def __init__(
+        self,
+        concurrency: int,
+        limiter: Admits,
+        definitions: Mapping[str, Definition],
+        isolator: Isolates | None = None,
+    ) -> None:
         self._threads = Threads(concurrency)
         self._limiter = limiter
+        self._definitions = definitions
         self._isolator = isolator
 
     def of(self, run: Run, definition: Definition) -> Invoke:
         """What the executor awaits in place of the handler, for definitions that are not ``plain``."""
-        call = self._bare(run, definition)
-        if definition.surrounded:
-            call = self._surround(run, definition, partial(_until_ended, run, call))
+        return self._surrounded(run, definition, self._provided(run, definition))
+
+    def of_batch(self, run: Run, definition: Definition, batch: Batch) -> tuple[Invoke, list[Any]]:
+        """The same for a batch, and the arguments to call it with."""
+        if definition.batch:
+            return self.of(run, definition), [batch.members]
+        call = partial(self._aggregated, run, definition)
+        return self._surrounded(run, definition, call), [batch.group, batch.members]
+
+    def _surrounded(self, run: Run, definition: Definition, call: Invoke) -> Invoke:
+        """A call with everything around it that stands around each run of a task."""
+        if definition.middleware:
+            call = surround(definition.middleware, partial(_until_ended, run, call))
         if definition.limits:
             # Around everything else: a task that may not start yet has no attempt.
             call = partial(self._limited, run, definition, call)
         return call
 
-    def _surround(self, run: Run, definition: Definition, call: Invoke) -> Invoke:
-        if definition.needs is not None and definition.isolation is None:
-            call = partial(provide, run, self._threads.submit, definition.needs, definition.overrides, call)
-        return surround(definition.middleware, call) if definition.middleware else call
+    def _provided(self, run: Run, definition: Definition) -> Invoke:
+        """The handler, given what it needs."""
+        call = self._bare(run, definition)
+        if definition.needs is None or definition.isolation is not None:
+            return call
+        until_ended = partial(_until_ended, run, call)
+        return partial(
+            provide, run, self._threads.submit, definition.needs, definition.overrides, until_ended
+        )
 
     def _bare(self, run: Run, definition: Definition) -> Invoke:
         """The handler with nothing around it."""
@@ -68,6 +96,25 @@ class Invoker:
         if definition.is_async:
             return definition.handler
         return partial(self._in_thread, run, definition.handler)
+
+    async def _aggregated(
+        self, run: Run, definition: Definition, /, group: str, members: list[Member]
+    ) -> Any:
+        """Make one task of the members, and run it here and now, as the batch that they are."""
+        if definition.aggregate is None:
+            raise HandlerNotFound(f"{definition.name!r} takes no groups in this worker; see app.batch_task")
+        made: Any = definition.aggregate(group, list(members))
+        call = await made if inspect.isawaitable(made) else made
+        if call is None:
+            return None
+        if not isinstance(call, TaskCall):
+            problem = f"must return a TaskCall or None, not {type(call).__name__}"
+            raise BadAggregate(f"the aggregator of {definition.name!r} {problem}")
+        target = self._definitions[call.type]
+        if target.batch:
+            whole = Member(current_task().id, tuple(call.args), call.kwargs)
+            return await self._provided(run, target)([whole])
+        return await self._provided(run, target)(*call.args, **call.kwargs)
 
     async def _limited(
         self, run: Run, definition: Definition, call: Invoke, /, *args: Any, **kwargs: Any

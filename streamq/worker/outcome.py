@@ -86,7 +86,26 @@ class Discard:
     reason: Reason
 
 
-Outcome = Complete | Retain | RetryLater | Archive | Release | Postpone | Discard
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A member that its batch went on without: what is archived of it, and why."""
+
+    task_id: bytes
+    stored: bytes
+    reason: Reason
+    message: Message | None
+    """None: it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A batch has succeeded without some of its members, which are archived by themselves."""
+
+    batch: Complete | Retain
+    aside: tuple[Aside, ...]
+
+
+Outcome = Complete | Retain | RetryLater | Archive | Release | Postpone | Discard | SetAside
 
 COMPLETE = Complete()
 RELEASE = Release()

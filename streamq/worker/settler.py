@@ -37,6 +37,7 @@ from streamq.worker.outcome import (
     Release,
     Retain,
     RetryLater,
+    SetAside,
     after_cancel,
 )
 
@@ -187,9 +188,10 @@ class Settler:
         for bucket, items in waiting.items():
             chunk: list[_Item] = []
             size = 0
+            most = 1 if bucket[0] is SetAside else MAX_SETTLE_TASKS
             for item in items:
                 size += _size(item[1])
-                if chunk and (len(chunk) >= MAX_SETTLE_TASKS or size > _MAX_SETTLE_BYTES):
+                if chunk and (len(chunk) >= most or size > _MAX_SETTLE_BYTES):
                     yield bucket, chunk
                     chunk, size = [], _size(item[1])
                 chunk.append(item)
@@ -209,6 +211,8 @@ class Settler:
             return working.complete(queue, lane, day, entry_ids, [run.entry.task_id for run, _ in items])
         if kind is Release:
             return working.release(queue, lane, entry_ids)
+        if kind is SetAside:
+            return _settle_batch(source, day, *items[0])
         tasks = [_words(run, outcome) for run, outcome in items]
         if kind is Discard:
             return working.discard(queue, lane, day, tasks)
@@ -231,6 +235,18 @@ def _tidying(queue: QueueKeys, runs: list[Run]) -> Iterator[Command[Tidied]]:
     ids = [id_ for run in runs if run.beside for id_ in run.beside]
     for start in range(0, len(ids), MAX_SETTLE_TASKS):
         yield working.tidy(queue, ids[start : start + MAX_SETTLE_TASKS])
+
+
+def _settle_batch(source: Source, day: str, run: Run, outcome: Any) -> Command[list[bytes]]:
+    retain = outcome.batch if isinstance(outcome.batch, Retain) else None
+    words = (
+        run.entry.entry_id,
+        run.entry.task_id,
+        0 if retain is None else retain.retention_ms,
+        b"" if retain is None else _parked(run, retain.message),
+    )
+    aside = [(one.task_id, Parked(run.entry.home, 0, one.stored, one.reason).pack()) for one in outcome.aside]
+    return working.settle_batch(source.queue, source.lane, day, Settle(words), aside)
 
 
 def _words(run: Run, outcome: Any) -> Settle:

@@ -1,7 +1,7 @@
 """One worker process's components, and the order in which they start and stop.
 
-1. Quiet: the fetcher stops, and with it forwarder, recoverer, janitor, auditor and caretaker. Running
-   handlers go on.
+1. Quiet: the fetcher stops, and with it forwarder, aggregator, recoverer, janitor, auditor and caretaker.
+   Running handlers go on.
 2. Drain: the executor's handlers end. Lease keeper and presence keep running, so that nothing that
    still runs is taken for dead.
 3. At the grace deadline what still runs is cancelled and released: given back, no attempt spent.
@@ -26,6 +26,7 @@ from streamq.broker import working
 from streamq.broker.address import Address
 from streamq.broker.inspecting import is_paused
 from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.moving import Forwarded
 from streamq.broker.ordering import Verb
 from streamq.broker.presence import FETCHES, server_time
 from streamq.broker.producing import register
@@ -37,6 +38,7 @@ from streamq.clock import ServerClock
 from streamq.errors import LifecycleError, RegistrationError, ServerError
 from streamq.model.definition import Definition
 from streamq.model.info import WorkerInfo
+from streamq.worker.aggregator import Aggregator
 from streamq.worker.auditor import Auditor
 from streamq.worker.canceller import Canceller
 from streamq.worker.caretaker import Caretaker
@@ -160,7 +162,8 @@ class Worker:
                 self._control, self.clock, self.teller, definitions, lambda: self.executor.state
             ).report,
         )
-        self.forwarder = Forwarder(self._control, self.caretaker.tended, self._on_paused)
+        self.forwarder = Forwarder(self._control, self.caretaker.tended, self._on_forwarded)
+        self.aggregator = Aggregator(self._control)
         self.janitor = Janitor(
             self._control,
             self.keys,
@@ -283,6 +286,7 @@ class Worker:
                 fetching = group.create_task(self.fetcher.run(), name="streamq-fetcher")
                 others = [
                     group.create_task(self.forwarder.run(), name="streamq-forwarder"),
+                    group.create_task(self.aggregator.run(), name="streamq-aggregator"),
                     group.create_task(self.recoverer.run(), name="streamq-recoverer"),
                     group.create_task(self.janitor.run(), name="streamq-janitor"),
                     group.create_task(self.auditor.run(), name="streamq-auditor"),
@@ -420,6 +424,10 @@ class Worker:
             self.drain()
         elif not self._stopped.is_set():
             self.stop()
+
+    def _on_forwarded(self, queue: QueueKeys, forwarded: Forwarded) -> None:
+        self._on_paused(queue.name, bool(forwarded.paused))
+        self.aggregator.expect(queue, forwarded.batch_ms)
 
     def _on_paused(self, queue: str, paused: bool) -> None:  # noqa: FBT001  # a callback's single fact
         if queue not in self.queues:  # an adopted one, from which nothing is fetched

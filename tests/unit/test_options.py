@@ -157,6 +157,11 @@ BAD: list[tuple[str, Any]] = [
     ("unique", "window"),
     ("unique", 1),
     ("unique", {"mode": "debounce"}),
+    ("group", ""),
+    ("group", "a\x00b"),
+    ("group", 7),
+    ("group_rule", 5),
+    ("group_rule", {"grace": 1}),
 ]
 
 

@@ -18,6 +18,7 @@ Run = Callable[[], Coroutine[Any, Any, None]]
 COMPONENTS: dict[str, Callable[[Worker], Run]] = {
     "fetcher": lambda worker: worker.fetcher.run,
     "forwarder": lambda worker: worker.forwarder.run,
+    "aggregator": lambda worker: worker.aggregator.run,
     "recoverer": lambda worker: worker.recoverer.run,
     "janitor": lambda worker: worker.janitor.run,
     "auditor": lambda worker: worker.auditor.run,
@@ -64,15 +65,18 @@ async def test_a_component_can_be_cancelled_after_any_number_of_turns_and_twice(
     await eventually(lambda: not asyncio.all_tasks() - before, "no task is left")
 
 
-@pytest.mark.parametrize("name", ["forwarder", "recoverer", "janitor", "presence", "caretaker", "auditor"])
+@pytest.mark.parametrize(
+    "name", ["forwarder", "aggregator", "recoverer", "janitor", "presence", "caretaker", "auditor"]
+)
 async def test_a_component_goes_on_after_failures(
     app: StreamQ, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass that Redis refuses is logged and tried again."""
     from streamq.errors import ReadOnly
-    from streamq.worker import auditor, forwarder, janitor, recoverer
+    from streamq.worker import aggregator, auditor, forwarder, janitor, recoverer
 
     monkeypatch.setattr(forwarder, "_RETRY_S", 0.01)
+    monkeypatch.setattr(aggregator, "_RETRY_S", 0.01)
     monkeypatch.setattr(recoverer, "_PASS_S", 0.01)
     monkeypatch.setattr(janitor, "_LONGEST_S", 0.01)
     monkeypatch.setattr(auditor, "_PERIOD_S", 0.01)
