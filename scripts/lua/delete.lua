@@ -31,10 +31,10 @@ local aggregating, groups, grouped = KEYS[13], KEYS[14], KEYS[15]
 local function free_lock()
   local key = redis.call('HGET', owners, id)
   if not key then return end
-  for _, name in ipairs({key, '+' .. key}) do
-    local record = redis.call('HGET', unique, name)
-    if record and string.match(record, '^%a%d+ (.+)$') == id then redis.call('HDEL', unique, name) end
-  end
+  local record, behind = redis.call('HGET', unique, key), redis.call('HGET', unique, '+' .. key)
+  if behind and string.match(behind, '^%a%d+ (.+)$') == id then redis.call('HDEL', unique, '+' .. key) end
+  -- Where another task waits behind the lock, that one is to find it, and takes it.
+  if record and not behind and string.match(record, '^%a%d+ (.+)$') == id then redis.call('HDEL', unique, key) end
   redis.call('HDEL', owners, id)
 end
 

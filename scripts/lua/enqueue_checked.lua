@@ -96,32 +96,50 @@ local function parse_how(text)
   return how
 end
 
-local runs, ids, keys, wanted = {}, {}, {}, {}
+-- Ids and dedup keys by the place of the id in ARGV; the records of all locks, and which ids of the caller's choice something
+-- is known of, are read at once.
+local runs, ids, keys, wanted, chosen = {}, {}, {}, {}, {}
 local at = 4
 while at < #ARGV do
   local run = {how = parse_how(ARGV[at]), from = at + 2, count = tonumber(ARGV[at + 1])}
   for i = run.from, run.from + run.count - 1 do
     if run.how.mode then
-      local space = string.find(ARGV[i], ' ', 1, true)
-      ids[i], keys[i] = string.sub(ARGV[i], 1, space - 1), string.sub(ARGV[i], space + 1)
+      ids[i], keys[i] = string.match(ARGV[i], '^(%S+) (%S+)$')
       wanted[#wanted + 1] = keys[i]
     else
       ids[i] = ARGV[i]
     end
+    if run.how.conflict then chosen[#chosen + 1] = ids[i] end
   end
   runs[#runs + 1] = run
   at = run.from + 2 * run.count
 end
 
--- What this call has written and not sent yet: index, locks and owners go out together at the end.
-
-local placed, lock_of, key_of, touched_locks, touched_owners = {}, {}, {}, {}, {}
+local lock_of, known = {}, {}
 if #wanted > 0 then
   local records = redis.call('HMGET', unique, unpack(wanted))
   for i, key in ipairs(wanted) do lock_of[key] = records[i] end
 end
+if #chosen > 0 then
+  for _, hash in ipairs({index, grouped, owners}) do
+    local records = redis.call('HMGET', hash, unpack(chosen))
+    for i, id in ipairs(chosen) do known[id] = known[id] or records[i] end
+  end
+end
 
-local function place_of(id) return placed[id] or redis.call('HGET', index, id) end
+-- Tasks that nothing stood in the way of are noted here, and their records written together: at the end, or before
+-- anything looks at what is stored.
+
+local indexed, locked, owned = {}, {}, {}
+
+local function write_out()
+  if #indexed > 0 then redis.call('HSET', index, unpack(indexed)) end
+  if #locked > 0 then
+    redis.call('HSET', unique, unpack(locked))
+    redis.call('HSET', owners, unpack(owned))
+  end
+  indexed, locked, owned = {}, {}, {}
+end
 
 local function lock(key)
   if lock_of[key] == nil then lock_of[key] = redis.call('HGET', unique, key) end
@@ -130,38 +148,14 @@ end
 
 local function set_lock(key, record)
   lock_of[key] = record
-  touched_locks[key] = true
-end
-
-local function key_owned(id)
-  if key_of[id] == nil then key_of[id] = redis.call('HGET', owners, id) end
-  return key_of[id]
-end
-
-local function set_owned(id, key)
-  key_of[id] = key
-  touched_owners[id] = true
-end
-
-local function write_out(hash, touched, values)
-  local set, gone = {}, {}
-  for field in pairs(touched) do
-    if values[field] then
-      set[#set + 1] = field
-      set[#set + 1] = values[field]
-    else
-      gone[#gone + 1] = field
-    end
-  end
-  if #set > 0 then redis.call('HSET', hash, unpack(set)) end
-  if #gone > 0 then redis.call('HDEL', hash, unpack(gone)) end
+  if record then redis.call('HSET', unique, key, record) else redis.call('HDEL', unique, key) end
 end
 
 -- Tasks and their places
 
 -- Where a task is: waiting, active, batched, completed, archived; or nil, and whether something points nowhere.
 local function state_of(id)
-  local place = place_of(id)
+  local place = redis.call('HGET', index, id)
   if place then
     local lane, entry = string.sub(place, 1, 1), string.sub(place, 2)
     if #redis.call('XRANGE', lanes[lane], entry, entry) == 0 then return nil, true end
@@ -197,12 +191,11 @@ end
 
 -- Takes a task that is not active out of wherever it is, and whatever else is left of it.
 local function remove(id)
-  local place = place_of(id)
+  local place = redis.call('HGET', index, id)
   if place then
     local lane, entry = string.sub(place, 1, 1), string.sub(place, 2)
     redis.call('XDEL', lanes[lane], entry)
     redis.call('HDEL', index, id)
-    placed[id] = nil
   end
   redis.call('HDEL', parked, id)
   redis.call('HDEL', progress, id)
@@ -242,11 +235,14 @@ local function place(how, id, message, due, lane)
     join_group(id, how.rule)
     return 'aggregating'
   end
+  local entry
   if lane == 'f' then
-    placed[id] = 'f' .. redis.call('XADD', lanes[lane], '*', 'id', id, 'm', message, 'l', how.lane)
+    entry = redis.call('XADD', lanes[lane], '*', 'id', id, 'm', message, 'l', how.lane)
   else
-    placed[id] = lane .. redis.call('XADD', lanes[lane], '*', 'id', id, 'm', message)
+    entry = redis.call('XADD', lanes[lane], '*', 'id', id, 'm', message)
   end
+  indexed[#indexed + 1] = id
+  indexed[#indexed + 1] = lane .. entry
   return 'ready'
 end
 
@@ -267,22 +263,27 @@ local function holder_of(record) return string.match(record, '^%a%d+ (.+)$') end
 
 -- Takes a task's lock from it.
 local function free(id)
-  local key = key_owned(id)
+  local key = redis.call('HGET', owners, id)
   if not key then return end
-  set_owned(id, false)
+  redis.call('HDEL', owners, id)
   for _, name in ipairs({key, '+' .. key}) do
     local record = lock(name)
     if record and holder_of(record) == id then set_lock(name, false) end
   end
 end
 
-local function own(how, id, key, due)
+-- How the record of a lock begins that is taken now.
+local function claim(how)
+  local ends = how.kind == 'w' and math.max(now, how.due) + tonumber(how.window) or 0
+  return how.mode .. string.format('%.0f', ends) .. ' '
+end
+
+local function own(how, id, key)
   local record = lock(key)
   local former = record and holder_of(record)
-  if former and former ~= id and key_owned(former) == key then set_owned(former, false) end
-  local ends = how.kind == 'w' and math.max(now, due) + tonumber(how.window) or 0
-  set_lock(key, how.mode .. string.format('%.0f', ends) .. ' ' .. id)
-  set_owned(id, key)
+  if former and former ~= id and redis.call('HGET', owners, former) == key then redis.call('HDEL', owners, former) end
+  set_lock(key, claim(how) .. id)
+  redis.call('HSET', owners, id, key)
 end
 
 -- What the lock means for a new task: nothing, or a word and the holder; and a task that the newcomer outlives.
@@ -327,7 +328,7 @@ local function wait_behind(how, id, key, message, due)
   redis.call('ZADD', scheduled, NEVER, id)
   redis.call('HSET', parked, id, how.lane .. '0:' .. message)
   set_lock('+' .. key, how.mode .. string.format('%.0f', due) .. ' ' .. id)
-  set_owned(id, key)
+  redis.call('HSET', owners, id, key)
   return 'scheduled'
 end
 
@@ -341,13 +342,13 @@ local function merge(how, holder, key, message, late)
   else
     if late then
       if state_of(late) == 'waiting' then remove(late) end
-      set_owned(late, false)
+      redis.call('HDEL', owners, late)
       set_lock('+' .. key, false)
     end
-    local lane = how.kind == 'k' and place_of(holder) and 'f' or how.lane
+    local lane = how.kind == 'k' and redis.call('HEXISTS', index, holder) == 1 and 'f' or how.lane
     remove(holder)
     place(how, holder, message, how.due, lane)
-    own(how, holder, key, how.due)
+    own(how, holder, key)
   end
   return 'merged:' .. holder
 end
@@ -410,8 +411,10 @@ end
 
 -- One task after the other: check, then write
 
-local function store(how, id, key, message)
+-- A task that something stands in the way of, or may.
+local function store_with_care(how, id, key, message)
   local word, remains, holder, late
+  write_out()
   if how.conflict then
     word, remains = id_met(how.conflict, id)
     if word then return word end
@@ -435,8 +438,40 @@ local function store(how, id, key, message)
     free(holder)
   end
   word = place(how, id, message, how.due, how.lane)
-  if key then own(how, id, key, how.due) end
+  if key then own(how, id, key) end
   return word
+end
+
+local function store(how, id, key, message)
+  if lock_of[key or ''] or (how.conflict and (known[id] or redis.call('HEXISTS', parked, id) == 1)) then
+    return store_with_care(how, id, key, message)
+  end
+  if limited == 1 then
+    local no = refused(message, true)
+    if no then return no end
+  end
+  known[id] = true
+  if key then
+    how.claim = how.claim or claim(how)
+    local record = how.claim .. id
+    lock_of[key] = record
+    locked[#locked + 1] = key
+    locked[#locked + 1] = record
+    owned[#owned + 1] = id
+    owned[#owned + 1] = key
+  end
+  return place(how, id, message, how.due, how.lane)
+end
+
+-- A task that has a lock and nothing else, as most here: what store does of it, without its questions.
+local function store_locked(how, id, key, message)
+  if lock_of[key] then return store_with_care(how, id, key, message) end
+  local lane, record, n, m = how.lane, how.claim .. id, #indexed, #locked
+  indexed[n + 1], indexed[n + 2] = id, lane .. redis.call('XADD', lanes[lane], '*', 'id', id, 'm', message)
+  locked[m + 1], locked[m + 2] = key, record
+  owned[m + 1], owned[m + 2] = id, key
+  lock_of[key] = record
+  return 'ready'
 end
 
 -- A tick is taken by whoever finds it expected, and by nobody again.
@@ -455,9 +490,16 @@ local function fire(how, id, key, message)
   return word
 end
 
+local function step_of(how)
+  if how.cron then return fire end
+  if not how.mode or how.due > now or how.rule or limited == 1 or #chosen > 0 then return store end
+  how.claim = claim(how)
+  return store_locked
+end
+
 local words, uniform = {}, true
 for _, run in ipairs(runs) do
-  local step = run.how.cron and fire or store
+  local step = step_of(run.how)
   for i = run.from, run.from + run.count - 1 do
     local word = step(run.how, ids[i], keys[i], ARGV[i + run.count])
     words[#words + 1] = word
@@ -465,14 +507,7 @@ for _, run in ipairs(runs) do
   end
 end
 
-local indexed = {}
-for id, where in pairs(placed) do
-  indexed[#indexed + 1] = id
-  indexed[#indexed + 1] = where
-end
-if #indexed > 0 then redis.call('HSET', index, unpack(indexed)) end
-write_out(unique, touched_locks, lock_of)
-write_out(owners, touched_owners, key_of)
+write_out()
 if #used > 0 then
   for _, rate in ipairs(used) do redis.call('HSET', rates, rate.field, string.format('%.0f', rate.until_us)) end
   redis.call('PEXPIRE', rates, 86400000)

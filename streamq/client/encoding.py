@@ -92,7 +92,7 @@ class Encoder:
         task_id = route.task_id or producer.new_task_id()
         name = task_id.encode()
         if route.keys is not None:
-            name += b" " + route.keys.make(call.args, call.kwargs).encode()
+            name += b" " + route.keys.make(call.args, call.kwargs)
         return Encoded(route.queue, route.how, task_id, name, message)
 
     def _find_route(self, call: TaskCall[Any]) -> _Route:

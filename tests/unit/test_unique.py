@@ -64,7 +64,7 @@ def key(
     secret: bytes | None = None,
     **kwargs: Any,
 ) -> str:
-    return KeyMaker(Unique(key=by), task, parameters, secret).make(args, kwargs)
+    return KeyMaker(Unique(key=by), task, parameters, secret).make(args, kwargs).decode()
 
 
 def test_a_key_is_short_printable_and_tells_nothing() -> None:
