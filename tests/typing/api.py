@@ -112,6 +112,7 @@ def make_report(day: datetime, pages: int = 1) -> list[int]:
 @app.task(retry=None, timeout=None, retention=None, headers=None)
 async def clean_up() -> None:
     context = current_task()
+    assert_type(context.cancelled, str | None)
     assert_type(context.headers["trace"], str)
 
 
@@ -168,6 +169,10 @@ async def produce() -> None:
         assert_type(await handle.info(), TaskInfo)
         assert_type((await handle.info()).state, State)
         assert_type((handle.id, handle.queue, handle.created), tuple[str, str, bool])
+
+        assert_type(await handle.cancel(), bool)
+        assert_type(await handle.cancel("retry", delay=timedelta(minutes=1)), bool)
+        assert_type(await app.client.cancel("mail", handle.id, outcome="delete"), bool)
 
         later = send_mail.options(delay=timedelta(minutes=5), priority="low", headers={"trace": "1"})
         assert_type(await later.enqueue("b@example.org", "x", copies=["c@example.org"]), TaskHandle[str])

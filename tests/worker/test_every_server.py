@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 from streamq import Retry, SkipRetry, StreamQ, current_task
-from streamq.errors import TaskFailed
+from streamq.errors import ResultNotKept, TaskCancelled, TaskFailed
 from streamq.worker.worker import Worker
 from tests.servers import Server
 from tests.support import eventually, live, make_worker, running
@@ -68,6 +68,35 @@ async def test_tasks_succeed_fail_wait_and_come_back_on_every_server(
         queue = await inspector.queue("default")
         assert (queue.ready, queue.active, queue.retry, queue.scheduled) == (0, 0, 0, 0)
         assert (queue.completed, queue.archived, queue.failed) == (53, 1, 3)
+
+
+async def test_tasks_are_cancelled_and_held_up_on_every_server(any_server: Server, namespace: str) -> None:
+    """B10, A47: a running and a waiting task, and a queue that is paused under its worker."""
+    app = StreamQ(any_server.url, namespace=namespace)
+    started: list[str] = []
+
+    @app.task(name="wait")
+    async def wait() -> None:
+        started.append(current_task().id)
+        await asyncio.Event().wait()
+
+    async with app, app.inspector() as inspector, running(app):
+        runs = await wait.enqueue()
+        await eventually(lambda: started == [runs.id])
+        await inspector.pause("default")
+        held_up, unwanted = await wait.enqueue(), await wait.enqueue()
+        assert await unwanted.cancel() is True
+        assert await runs.cancel() is False
+        for handle in (runs, unwanted):
+            with pytest.raises(TaskCancelled):
+                await handle.result(timeout=20)
+        assert started == [runs.id]
+        await inspector.resume("default")
+        await eventually(lambda: started == [runs.id, held_up.id])
+        await held_up.cancel("delete")
+        with pytest.raises(ResultNotKept):
+            await held_up.result(timeout=20)
+        assert (await inspector.queue("default")).archived == 2
 
 
 async def take_and_die(app: StreamQ, server: Server, worker: Worker) -> None:

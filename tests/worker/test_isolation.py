@@ -17,7 +17,7 @@ import uvloop
 from streamq import Client, State, StreamQ, TaskHandle, TaskInfo, Worker
 from streamq.broker.address import Address
 from streamq.client.client import ClientConfig
-from streamq.errors import RegistrationError, TaskNotFound
+from streamq.errors import RegistrationError, TaskCancelled, TaskNotFound
 from streamq.model.limits import DEFAULT_LIMITS
 from streamq.worker.config import WorkerConfig
 from streamq.worker.held import Stop
@@ -195,6 +195,19 @@ async def test_a_result_that_cannot_be_stored_matters_only_where_it_is_kept(stag
     assert info.retried == 0
     assert info.error is not None
     assert info.error.startswith("PayloadError: result")
+
+
+async def test_a_cancel_kills_the_child_and_what_it_started(stage: Stage, tmp_path: Path) -> None:
+    """B10: it cannot swallow that. The task is archived as cancelled, and the worker goes on."""
+    async with stage.running():
+        handle = await stage.enqueue("wait", str(tmp_path))
+        pids = await pids_of(tmp_path, handle.id)
+        assert await handle.cancel() is False
+        with pytest.raises(TaskCancelled):
+            await handle.result(30)
+        await eventually(lambda: all(map(dead, pids)), "they have ended")
+        assert (await handle.info()).retried == 0
+        assert await stage.result("add", 1, 1) == 2
 
 
 # Errors
