@@ -118,7 +118,7 @@ def test_dependencies_and_the_context_are_found_by_annotation() -> None:
         (asynccontextmanager(db_async_generator), Kind.ASYNC_MANAGER),
         (AsyncSession, Kind.ASYNC_MANAGER),
     ],
-    ids=repr,
+    ids=lambda value: value.name if isinstance(value, Kind) else type(value).__name__,
 )
 def test_every_kind_of_provider_is_known(function: Callable[..., Any], kind: Kind) -> None:
     """Also inside of partials, objects and what contextlib makes."""
