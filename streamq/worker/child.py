@@ -42,11 +42,12 @@ from streamq.model.definition import Definition
 from streamq.model.isolation import Isolation
 from streamq.model.limits import Limits
 from streamq.worker.allowance import allowance
-from streamq.worker.context import of_frame, set_current
+from streamq.worker.context import TaskContext, of_frame, set_current
 from streamq.worker.held import Run
 from streamq.worker.home import Home, load
 from streamq.worker.outcome import caused_by
 from streamq.worker.resolver import provide
+from streamq.worker.teller import complain
 from streamq.worker.threads import Threads
 
 _PR_SET_PDEATHSIG = 1
@@ -152,6 +153,7 @@ class _Run:
         self._limits = limits
         self._threads = threads
         self._frame = frame
+        self._current: TaskContext | None = None
 
     async def answer(self) -> dict[str, Any]:
         """Run the handler; the frame that tells its end."""
@@ -164,7 +166,7 @@ class _Run:
                 )
             result = await self._run(definition, definition.isolation)
         except BaseException as error:  # noqa: BLE001  # also SystemExit: it is the handler's, not the process's
-            return {"kind": "failed", **_told(error, definition)}
+            return {"kind": "failed", **_told(error, definition, self._current)}
         try:
             return {"kind": "done", "result": encode_result(result, self._limits)}
         except PayloadError as error:
@@ -176,6 +178,7 @@ class _Run:
         call = partial(_held_to, isolation, definition)
         context = contextvars.copy_context()
         current, run = of_frame(self._frame["context"], definition, self._state, reporter.note)
+        self._current = current
         context.run(set_current, current)
         if definition.needs is not None:
             submit = self._threads.submit
@@ -264,7 +267,9 @@ class _Reporter:
 # Errors as plain values
 
 
-def _told(error: BaseException, definition: Definition | None = None) -> dict[str, Any]:
+def _told(
+    error: BaseException, definition: Definition | None = None, current: TaskContext | None = None
+) -> dict[str, Any]:
     """What of an error is said to the worker."""
     if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
         exited = HandlerExited(f"the handler raised {type(error).__name__}")
@@ -273,7 +278,7 @@ def _told(error: BaseException, definition: Definition | None = None) -> dict[st
         "type": type(error).__name__,
         "text": _text(error),
         "traceback": _storable("".join(traceback.format_tb(error.__traceback__))),
-        "is_failure": _is_failure(definition, error),
+        "is_failure": _is_failure(definition, current, error),
         "limit": isinstance(error, ResourceLimitExceeded),
         "steering": _steering(error),
     }
@@ -290,12 +295,13 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _is_failure(definition: Definition | None, error: BaseException) -> bool:
-    if definition is None or definition.is_failure is None:
+def _is_failure(definition: Definition | None, current: TaskContext | None, error: BaseException) -> bool:
+    if definition is None or definition.is_failure is None or current is None:
         return True
     try:
         return bool(definition.is_failure(error))
-    except BaseException:  # noqa: BLE001  # the user's predicate is broken: the task is taken to have failed
+    except BaseException as broken:  # noqa: BLE001  # the user's predicate: the task is taken to have failed
+        complain("is_failure", current, broken)
         return True
 
 

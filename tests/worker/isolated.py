@@ -19,9 +19,21 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from streamq import Drop, Isolation, Release, Retry, RetryAfter, SkipRetry, StreamQ, current_task
+from streamq import (
+    INJECTED,
+    Depends,
+    Drop,
+    Isolation,
+    Release,
+    Retry,
+    RetryAfter,
+    SkipRetry,
+    StreamQ,
+    TaskContext,
+    current_task,
+)
 
 MIB = 1 << 20
 NO_RETRY = Retry(max_retries=0)
@@ -93,6 +105,39 @@ def is_failure(error: BaseException) -> bool:
 @app.task(name="picky", isolate=True, retry=NO_RETRY, is_failure=is_failure)
 async def picky() -> None:
     raise KeyError("busy")
+
+
+def broken(error: BaseException) -> bool:
+    raise LookupError("no answer")
+
+
+@app.task(name="broken", isolate=True, retry=NO_RETRY, is_failure=broken)
+def broken_predicate() -> None:
+    raise KeyError("lost")
+
+
+async def get_pid(context: TaskContext) -> AsyncIterator[int]:
+    assert context.state["pid"] == os.getpid()
+    try:
+        yield os.getpid()
+    except BaseException as error:
+        print(f"{context.type} left after {type(error).__name__}", flush=True)  # noqa: T201  # its output is the test
+        raise
+    print(f"{context.type} left well", flush=True)  # noqa: T201
+
+
+def get_both(pid: Annotated[int, Depends(get_pid)]) -> list[int]:
+    return [pid, os.getpid()]
+
+
+@app.task(name="wants:*", isolate=True, retention=60, retry=NO_RETRY)
+def wants(
+    fail: str = "", *, both: Annotated[list[int], Depends(get_both)] = INJECTED
+) -> tuple[list[int], int, str]:
+    """Has its dependencies made where it runs."""
+    if fail:
+        raise ValueError(fail)
+    return both, os.getpid(), current_task().type
 
 
 @app.task(name="steer", isolate=True, retry=Retry(max_retries=5, delay=3600))

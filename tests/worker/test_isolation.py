@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import uvloop
 
-from streamq import Client, State, StreamQ, TaskHandle, TaskInfo, Worker
+from streamq import CallNext, Client, State, StreamQ, TaskContext, TaskHandle, TaskInfo, Worker
 from streamq.broker.address import Address
 from streamq.client.client import ClientConfig
 from streamq.errors import RegistrationError, TaskCancelled, TaskNotFound
@@ -23,6 +24,7 @@ from streamq.worker.config import WorkerConfig
 from streamq.worker.held import Stop
 from streamq.worker.home import Home
 from streamq.worker.isolation import Isolator
+from streamq.worker.middleware import Middleware
 from tests.servers import Server
 from tests.support import SHORT, eventually, live
 from tests.worker import isolated
@@ -36,7 +38,7 @@ class Stage:
         self.client = Client(self.address, ClientConfig(namespace=namespace))
         self.namespace = namespace
 
-    def worker(self, **settings: Any) -> Worker:
+    def worker(self, middleware: tuple[Middleware, ...] = (), **settings: Any) -> Worker:
         """With short times, as ``tests.support.make_worker``."""
         config = WorkerConfig.of(
             {**SHORT, "concurrency": 2, **settings},
@@ -44,7 +46,11 @@ class Stage:
             home=isolated.app.home(),
             lifespan=isolated.lifespan,
         )
-        return Worker(self.address, isolated.app.definitions(), config)
+        definitions = {
+            name: replace(definition, middleware=middleware)
+            for name, definition in isolated.app.definitions().items()
+        }
+        return Worker(self.address, definitions, config)
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[Worker]:
@@ -230,6 +236,57 @@ async def test_the_predicate_for_failures_sees_the_error_itself(stage: Stage) ->
     async with stage.running():
         info = await stage.given_up(await stage.enqueue("picky"), State.RETRY)
     assert (info.retried, info.error) == (0, "KeyError: 'busy'")
+
+
+async def test_a_predicate_that_raises_in_a_child_process_is_logged_there(
+    stage: Stage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """B32: the error counts as a failure, and the process serves on."""
+    async with stage.running():
+        info = await stage.archived("broken")
+        assert info.error == "KeyError: 'lost'"
+        assert await stage.result("add", 1, 1) == 2
+    assert f"is_failure raised id={info.id} type=broken" in capfd.readouterr().err
+
+
+async def test_dependencies_are_made_in_the_child_process_and_cleaned_up_there(
+    stage: Stage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also for a task that came by a pattern."""
+    wants = isolated.app.tasks["wants:*"]
+    async with stage.running():
+        handle = await stage.client.enqueue(wants.named("wants:much").call())
+        both, pid, name = await handle.result(timeout=20)
+        failing = await stage.client.enqueue(wants.named("wants:more").call("lost"))
+        info = await stage.given_up(failing, State.ARCHIVED)
+    assert (both, name, info.error) == ([pid, pid], "wants:much", "ValueError: lost")
+    assert pid != os.getpid()
+    written = capfd.readouterr().out
+    assert "wants:much left well" in written
+    assert "wants:more left after ValueError" in written
+
+
+async def test_middleware_stands_in_the_worker_around_the_child_process(stage: Stage, tmp_path: Path) -> None:
+    """It sees the result, the error, and the end of a run that is out of time."""
+    seen: list[Any] = []
+
+    async def watch(context: TaskContext, call_next: CallNext) -> Any:
+        try:
+            result = await call_next()
+        except BaseException as error:
+            seen.append((context.type, type(error).__name__, str(error)))
+            raise
+        seen.append((context.type, result))
+        return result
+
+    async with stage.running(middleware=(watch,)):
+        assert await stage.result("add", 1, 2) == 3
+        assert (await stage.archived("fail", "lost")).error == "KeyError: 'lost'"
+        late = await stage.archived("wait", str(tmp_path), timeout=0.5)
+    assert seen[0] == ("add", 3)
+    assert seen[1][:2] == ("fail", "HandlerFailed")
+    assert seen[2][:2] == ("wait", "CancelledError")
+    assert (late.error or "").startswith("AttemptTimeout: ")
 
 
 async def test_handlers_steer_their_tasks_from_a_child_process(stage: Stage) -> None:

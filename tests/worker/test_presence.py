@@ -197,9 +197,7 @@ async def test_orders_to_nobody_are_refused(app: StreamQ, inspector: Inspector) 
         app.worker(worker_id="*")
 
 
-async def test_an_order_that_this_version_does_not_know_is_left_alone(
-    app: StreamQ, server: Server
-) -> None:
+async def test_an_order_that_this_version_does_not_know_is_left_alone(app: StreamQ, server: Server) -> None:
     worker = make_worker(app, presence_s=0.1)
     for value in ("dance 99999999999999", "quiet", "quiet soon", b"\xff"):
         server.client().hset(worker.keys.orders.decode(), worker.id, value)
