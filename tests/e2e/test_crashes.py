@@ -6,10 +6,11 @@ import signal
 
 import pytest
 
+from streamq.errors import TaskNotFound
 from streamq.model.parked import Reason
 from streamq.model.states import State
 from tests.e2e.processes import wait_until
-from tests.e2e.scenes import Scene
+from tests.e2e.scenes import QUEUE, Scene
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -59,6 +60,36 @@ def test_a_task_that_kills_its_worker_each_time_is_archived_at_the_crash_limit(s
     assert sum(record.task_id == poison for record in scene.journal.read() if record.kind == "start") == 2
     verdict = scene.verdict()
     assert verdict.lost == {poison}  # known, kept with its bytes, and never ended
+
+
+@pytest.mark.parametrize("wakes", [False, True])
+def test_a_cancel_is_final_though_its_worker_dies_before_it_hears_of_it(scene: Scene, wakes: bool) -> None:
+    """B10: frozen, cancelled, and killed or woken when another has recovered what it held.
+
+    Neither runs the tasks again; what the one that wakes comes to is refused.
+    """
+    kept, deleted = scene.enqueue("work", 2, seconds=3.0)
+    with scene.worker("--lease", "0.9") as victim:
+        scene.until_started(2)
+        victim.signal(signal.SIGSTOP)
+        scene.steer(lambda inspector: inspector.cancel(QUEUE, kept))
+        scene.steer(lambda inspector: inspector.cancel(QUEUE, deleted, outcome="delete"))
+        with scene.worker("--lease", "0.9") as other:
+            wait_until(lambda: scene.counters().get("cancelled") == 2, "both are carried out")
+            if wakes:
+                victim.signal(signal.SIGCONT)
+                wait_until(lambda: "lost" in victim.log, "it notices that it was taken for dead")
+                assert victim.stop() == 0
+            else:
+                victim.kill()
+            assert other.stop() == 0
+
+    assert scene.journal.count("start") == 2
+    info = scene.info(kept)
+    assert (info.state, info.reason) == (State.ARCHIVED, Reason.CANCELLED)
+    with pytest.raises(TaskNotFound):
+        scene.info(deleted)
+    assert scene.counters() == {"archived": 1, "cancelled": 2}
 
 
 def test_a_worker_frozen_past_its_lease_is_refused_when_it_wakes(scene: Scene) -> None:
