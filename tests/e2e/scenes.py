@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamq import Inspector, QueueInfo, StreamQ, TaskInfo
+from streamq import GroupRule, Inspector, QueueInfo, StreamQ, TaskInfo
 from streamq.errors import BatchError, UsageError
 from streamq.model.call import as_call
 from tests.e2e.checker import Journal, Verdict, judge
@@ -18,6 +18,8 @@ from tests.e2e.processes import WorkerProcess, wait_until
 from tests.servers import Server
 
 PAGE = 100
+RULE = GroupRule(grace=0.2, max_delay=1.0, max_size=25)
+"""Of tasks that are enqueued with groups."""
 QUEUE = "default"
 
 
@@ -38,13 +40,13 @@ class Scene:
 
     # Producing
 
-    def enqueue(self, name: str, count: int, **arguments: Any) -> list[str]:
-        """Enqueue so many tasks and write down what came of each; their ids."""
+    def enqueue(self, name: str, count: int, *, groups: int = 0, **arguments: Any) -> list[str]:
+        """Enqueue so many tasks, spread over ``groups``, and write down what came of each; their ids."""
         task_ids = [f"t{next(self._numbers):06}" for _ in range(count)]
         with self.app.sync() as client:
             for start in range(0, count, PAGE):
                 page = task_ids[start : start + PAGE]
-                calls = [as_call(name, arguments, {"task_id": task_id}) for task_id in page]
+                calls = [as_call(name, arguments, _options(task_id, groups)) for task_id in page]
                 self.journal.write("attempt", *page)
                 try:
                     client.enqueue_many(calls)
@@ -124,7 +126,7 @@ class Scene:
 
         def drained() -> bool:
             info = self.queue()
-            return not (info.ready or info.active or info.scheduled or info.retry)
+            return not (info.ready or info.active or info.scheduled or info.retry or info.aggregating)
 
         wait_until(drained, "the queue is drained")
 
@@ -136,3 +138,9 @@ class Scene:
             return any("b" in client["flags"] and client["cmd"] == "xreadgroup" for client in clients)
 
         wait_until(lambda: not reading(), "nobody reads")
+
+
+def _options(task_id: str, groups: int) -> dict[str, Any]:
+    if not groups:
+        return {"task_id": task_id}
+    return {"task_id": task_id, "group": f"g{int(task_id[1:]) % groups}", "group_rule": RULE}

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from streamq import Concurrency, Retry, StreamQ, current_task
+from streamq import Concurrency, Member, Retry, StreamQ, current_task
 from tests.e2e.checker import Journal
 
 URL, NAMESPACE, JOURNAL = "SQ_TEST_URL", "SQ_TEST_NAMESPACE", "SQ_TEST_JOURNAL"
@@ -44,6 +44,15 @@ async def pair(until: str) -> None:
     while not Path(until).exists():
         await asyncio.sleep(0.01)
     note("end")
+
+
+@app.batch_task(name="gather")
+async def gather(members: list[Member], seconds: float = 0.2) -> None:
+    """Writes down in which batch each member is run."""
+    task, ids = current_task(), [member.id for member in members]
+    journal.write(f"in:{task.id}", *ids, attempt=task.attempt, crashes=task.crashes)
+    await asyncio.sleep(seconds)
+    journal.write("end", *ids, attempt=task.attempt, crashes=task.crashes)
 
 
 @app.task(name="die", retry=Retry(max_retries=0))
