@@ -14,7 +14,7 @@
 -- ARGV[4...] ids for the batches, which no task ever had
 -- RETURNS {batches, members, orphans, next}: batches made, and members in them; members without a body, dropped; ms until
 --         the next group is due (0: more are due now, -1: there is none)
--- COST about 5 us a member and 30 a batch; less than twice the limit and twice the bytes a call
+-- COST about 10 us a member and 30 a batch; less than twice the limit and twice the bytes a call
 local lanes = {h = KEYS[1], n = KEYS[2], l = KEYS[3]}
 local index, parked, aggregating, groups, grouped = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local limit, bytes = tonumber(ARGV[2]), tonumber(ARGV[3])

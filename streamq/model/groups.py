@@ -17,7 +17,7 @@ DEFAULT_MAX_DELAY_S = 60.0
 DEFAULT_MAX_SIZE = 100
 """A batch that fails is done again as a whole: so many is little to do twice."""
 MAX_BATCH_SIZE = 500
-"""The most members of one batch: about 3 ms of Redis's time to put it together."""
+"""The most members of one batch: about 5 ms of Redis's time to put it together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ the scripts and with the command builders.
                ▼          │ forward       │ └──────archive──► archived ──purge──► gone
            scheduled ─────┤               │
                retry ─────┘ ◄────retry────┘  (release and recover: active ──► ready)
+
+            enqueue, or forward when due ──► aggregating ──flush_group──► part of a batch, which is ready
 """
 
 from __future__ import annotations

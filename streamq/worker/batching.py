@@ -59,7 +59,7 @@ def read_batch(message: Message, now_ms: int) -> tuple[Batch, Message]:
             own = decode_message(stored)
             args, kwargs = decode_payload(own.payload)
         except StoredDataError:
-            batch.aside.append(Aside(task_id, stored, Reason.UNDECODABLE, None))
+            batch.aside.append(Aside(task_id, stored, Reason.UNDECODABLE, None, Reason.UNDECODABLE))
             continue
         if _too_late(batch, task_id, own, now_ms):
             continue
@@ -81,12 +81,12 @@ def _member(task_id: bytes, message: Message, args: Sequence[object], kwargs: di
 def _too_late(batch: Batch, task_id: bytes, own: Message, now_ms: int) -> bool:
     if own.expires_ms is not None and own.expires_ms <= now_ms:
         if not own.on_expiry:
-            batch.aside.append(Aside(task_id, encode_message(own), Reason.EXPIRED, own))
+            batch.aside.append(Aside(task_id, encode_message(own), Reason.EXPIRED, own, Reason.EXPIRED))
         return True
     if own.deadline_ms is not None and own.deadline_ms <= now_ms:
         late = AttemptTimeout("the deadline had passed before the batch could start")
         noted = own.copy(error=f"AttemptTimeout: {late}", failed_ms=now_ms)
-        batch.aside.append(Aside(task_id, encode_message(noted), Reason.FAILED, noted))
+        batch.aside.append(Aside(task_id, encode_message(noted), Reason.FAILED, noted, late))
         return True
     return False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from streamq.broker.working import Entry
@@ -38,9 +38,11 @@ from streamq.worker.outcome import (
     COMPLETE,
     RELEASE,
     Archive,
+    Aside,
     Discard,
     NotAdmitted,
     Outcome,
+    SetAside,
     after_cancel,
     after_error,
     after_refusal,
@@ -409,10 +411,26 @@ class Executor:
         if run.stop is Stop.LOST:
             self._held.remove(run)
         elif run.cancel is None:
-            self._settle(run, outcome if run.batch is None else run.batch.settled_with(outcome))
+            if run.batch is not None:
+                outcome = run.batch.settled_with(outcome)
+            self._settle(run, outcome)
+            if run.batch is not None and isinstance(outcome, SetAside):
+                self._tell_aside(run, outcome.aside)
         else:
             # Whatever the handler came to, in spite of the cancel or because of it.
             self._settle(run, after_cancel(run.cancel))
+
+    def _tell_aside(self, run: Run, aside: Iterable[Aside]) -> None:
+        """Members that their batch went on without are archived tasks of their own."""
+        definition = run.definition
+        for one in aside:
+            log.warning(
+                "member set aside id=%s batch=%s reason=%s", one.task_id, run.entry.task_id, one.reason
+            )
+            if definition is not None and self._teller.wants("on_archive", definition):
+                member = Run(run.source, run.entry._replace(task_id=one.task_id, message=one.stored))
+                context = self._context(member, one.message or UNREADABLE, definition)
+                self._teller.tell_later("on_archive", context, definition, one.cause)
 
     def _ended(self, run: Run) -> None:
         if run.timer is not None:

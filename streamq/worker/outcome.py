@@ -95,6 +95,8 @@ class Aside:
     reason: Reason
     message: Message | None
     """None: it cannot be read."""
+    cause: BaseException | Reason
+    """What hooks are told."""
 
 
 @dataclass(frozen=True, slots=True)

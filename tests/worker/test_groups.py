@@ -504,6 +504,29 @@ async def test_expired_members_do_not_run(app: StreamQ, batches: Batches, inspec
     assert batches.args == [["good"]]
 
 
+async def test_hooks_hear_of_members_that_were_archived_by_themselves(
+    app: StreamQ, batches: Batches, server: Server
+) -> None:
+    """on_archive is told what it would have been told of the task alone; the batch's success is told, too."""
+    archived: list[tuple[str, Any]] = []
+    succeeded: list[tuple[str, Any]] = []
+    task = app.batch_task(
+        name="t",
+        group_rule=of_size(3),
+        on_archive=lambda context, cause: archived.append((context.id, cause)),
+        on_success=lambda context, result: succeeded.append((context.id, result)),
+    )(batches)
+    spoiled = await task.in_group("g").enqueue(0)
+    await unreadable(app, server, spoiled.id)
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    expired = await task.options(group="g", expires=past).enqueue(1)
+    await task.in_group("g").enqueue(2)
+    async with running(app):
+        await eventually(lambda: len(archived) == 2 and succeeded)
+    assert dict(archived) == {spoiled.id: Reason.UNDECODABLE, expired.id: Reason.EXPIRED}
+    assert succeeded == [(batches.contexts[0].id, 1)]
+
+
 async def test_a_batch_whose_members_are_no_members_is_kept(
     app: StreamQ, batches: Batches, server: Server, inspector: Inspector
 ) -> None:
