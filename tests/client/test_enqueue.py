@@ -191,7 +191,7 @@ async def test_an_id_of_the_callers_choice_is_kept(producing: Producing) -> None
 async def test_an_id_that_is_taken_is_refused_and_its_task_untouched(
     producing: Producing, inspector: Inspector, first: Any, second: Any
 ) -> None:
-    """A17, A18: on the ready and on the schedule path (unique and group paths come with those features)."""
+    """A17, A18: on the ready and on the schedule path; test_unique has the others."""
     before = await producing.info(await producing.enqueue("one", {"n": 1}, task_id="x", **first))
     with pytest.raises(TaskIdConflict) as caught:
         await producing.enqueue("two", {"n": 2}, task_id="x", **second)

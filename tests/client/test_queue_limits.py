@@ -82,6 +82,18 @@ async def test_limits_come_and_go_while_a_client_works(
     assert (await inspector.queue(QUEUE)).ready == 5
 
 
+async def test_a_new_client_meets_limits_in_its_very_first_call(
+    producing: Producing, inspector: Inspector
+) -> None:
+    """Also while it is still to connect, and with more tasks than one call carries."""
+    await inspector.set_limits(QUEUE, QueueLimits(size=500))
+    with pytest.raises(BatchError) as caught:
+        await producing.enqueue_many(call() for _ in range(600))
+    kinds = [type(item) for item in caught.value.results]
+    assert kinds.count(QueueFull) == 100
+    assert (await inspector.queue(QUEUE)).ready == 500
+
+
 async def calls_of_one_enqueue(producing: Producing, server: Server) -> int:
     await producing.enqueue("warm-up", queue="other")
     before = server.commandstats()["evalsha"]

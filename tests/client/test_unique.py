@@ -147,6 +147,34 @@ async def test_an_id_that_is_taken_takes_no_lock(producing: Producing, server: S
     assert (await producing.enqueue("t", {"n": 1}, task_id="y", unique=True)).created
 
 
+@pytest.mark.parametrize(
+    "options", [{"delay": HOUR}, {"unique": True}, {"group": "g"}, {"group": "g", "unique": True}], ids=str
+)
+async def test_an_id_that_is_taken_is_refused_on_every_path(
+    producing: Producing, inspector: Inspector, options: CallOptions
+) -> None:
+    """A18: scheduled, unique and in a group; where asked the handle of the task that has it comes back."""
+    first = await producing.enqueue("t", task_id="x")
+    with pytest.raises(TaskIdConflict):
+        await producing.enqueue("t", {"n": 1}, task_id="x", **options)
+    again = await producing.enqueue("t", {"n": 1}, task_id="x", on_conflict="return", **options)
+    assert (again, again.created) == (first, False)
+    assert (await inspector.queue("default")).size == 1
+
+
+async def test_the_same_member_of_a_group_twice_is_a_duplicate(
+    producing: Producing, inspector: Inspector
+) -> None:
+    """A38"""
+    first = await producing.enqueue("t", {"n": 1}, unique=True, group="g")
+    assert (await producing.info(first)).state is State.AGGREGATING
+    with pytest.raises(DuplicateTask) as caught:
+        await producing.enqueue("t", {"n": 1}, unique=True, group="g")
+    assert caught.value.task_id == first.id
+    assert (await producing.enqueue("t", {"n": 2}, unique=True, group="g")).created
+    assert (await inspector.queue("default")).size == 2
+
+
 async def test_ids_of_finished_tasks_are_refused_returned_or_replaced(
     producing: Producing, server: Server
 ) -> None:

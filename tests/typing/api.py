@@ -26,6 +26,7 @@ from streamq import (
     Listed,
     Permit,
     QueueInfo,
+    QueueLimits,
     Reason,
     Release,
     Retry,
@@ -46,11 +47,19 @@ from streamq import (
     TaskHandle,
     TaskInfo,
     TokenBucket,
+    Unique,
     Worker,
     WorkerInfo,
     current_task,
 )
-from streamq.errors import BatchError, TaskFailed, Unavailable
+from streamq.errors import (
+    BatchError,
+    DuplicateTask,
+    EnqueueRateExceeded,
+    QueueLimitReached,
+    TaskFailed,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +123,31 @@ async def clean_up() -> None:
     context = current_task()
     assert_type(context.cancelled, str | None)
     assert_type(context.headers["trace"], str)
+
+
+@app.task(unique=Unique("window", ttl=timedelta(hours=1), key=["order"], on_conflict="return"))
+async def remind(order: int) -> None: ...
+
+
+@app.task(unique="keep_last")
+async def refresh(document: int) -> int:
+    return document
+
+
+async def be_unique() -> None:
+    kept = remind.options(unique=Unique(key="one", keep_when_archived=True))
+    assert_type(await kept.enqueue(1), TaskHandle[None])
+    tens = refresh.options(unique=Unique("debounce", key=lambda document: document % 10))
+    assert_type(await tens.enqueue(7), TaskHandle[int])
+    try:
+        await remind.options(unique=True).enqueue(1)
+        await remind.options(unique=None).enqueue(1)
+    except DuplicateTask as duplicate:
+        assert_type(duplicate.task_id, str)
+    except EnqueueRateExceeded as late:
+        assert_type(late.retry_after, float)
+    except QueueLimitReached as refused:
+        assert_type(refused.queue, str)
 
 
 @app.middleware
@@ -238,6 +272,10 @@ async def operate() -> None:
         assert_type(inspector, Inspector)
         assert_type(await inspector.queues(), list[str])
         assert_type(await inspector.queue("mail"), QueueInfo)
+        await inspector.set_limits("mail", QueueLimits(size=10, rate=(100, 60), types=["mail:*"]))
+        await inspector.set_limits("mail", QueueLimits(producer_rate=(1, timedelta(minutes=1))))
+        assert_type(await inspector.limits("mail"), QueueLimits)
+        await inspector.set_limits("mail", None)
         assert_type(await inspector.workers(), list[WorkerInfo])
         assert_type(await inspector.task("mail", "x"), TaskInfo)
     worker = app.worker(queues={"mail": 6, "default": 3}, concurrency=50)

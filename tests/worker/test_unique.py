@@ -110,6 +110,46 @@ async def test_a_removed_queue_has_no_locks(app: StreamQ, server: Server, inspec
     assert (await task.enqueue()).created
 
 
+@pytest.mark.parametrize("outcome", ["archive", "delete"])
+@pytest.mark.parametrize("unique", [Unique("window", ttl=3600), Unique(), Unique("keep_last")], ids=str)
+async def test_cancelling_frees_the_lock_of_a_task_that_waits(
+    app: StreamQ, server: Server, inspector: Inspector, unique: Unique, outcome: Any
+) -> None:
+    """B36: at once, a window included."""
+    task = app.task(name="t", unique=unique)(returns)
+    handle = await task.options(delay=60).enqueue()
+    await inspector.cancel("default", handle.id, outcome=outcome)
+    assert locks(server, app) == 0
+    assert (await task.enqueue()).created
+
+
+async def test_cancelling_frees_the_lock_of_a_task_that_runs(
+    app: StreamQ, server: Server, inspector: Inspector
+) -> None:
+    """B36"""
+    started = asyncio.Event()
+
+    @app.task(name="t", unique=True)
+    async def endless() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with running(app):
+        handle = await endless.enqueue()
+        await started.wait()
+        await inspector.cancel("default", handle.id)
+        await eventually(lambda: locks(server, app) == 0)
+
+
+async def test_a_task_that_expired_has_no_lock(app: StreamQ, server: Server) -> None:
+    """B36"""
+    task = app.task(name="t", unique=True)(returns)
+    await task.options(expires=0.001).enqueue()
+    async with running(app) as worker:
+        await eventually(lambda: worker.settler.settled == 1)
+        await eventually(lambda: locks(server, app) == 0)
+
+
 async def test_until_start_lets_the_next_one_wait_while_the_first_one_runs(
     app: StreamQ, server: Server
 ) -> None:
