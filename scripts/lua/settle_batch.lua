@@ -27,10 +27,12 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('XACK', lane, 'w', entry) == 0 then return 'lost' end
 redis.call('XDEL', lane, entry)
 redis.call('HDEL', index, batch)
+local expired = 0
 for i = 6, #ARGV, 2 do
   local id = ARGV[i]
   redis.call('ZADD', archived, now, id)
   redis.call('HSET', parked, id, ARGV[i + 1])
+  if string.find(ARGV[i + 1], '^%a%d+!expired:') then expired = expired + 1 end
   redis.call('HDEL', grouped, id)
   redis.pcall('PUBLISH', ARGV[1] .. id, 'archived')
 end
@@ -44,7 +46,7 @@ end
 local function count(key, field, by)
   if by > 0 and type(redis.pcall('HINCRBY', key, field, by)) == 'table' then redis.pcall('HSET', key, field, by) end
 end
-for field, by in pairs({processed = 1, archived = (#ARGV - 5) / 2}) do
+for field, by in pairs({processed = 1, archived = (#ARGV - 5) / 2, expired = expired}) do
   count(stats, field, by)
   count(day, field, by)
 end

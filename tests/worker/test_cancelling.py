@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamq import Retry, StreamQ, current_task
+from streamq import GroupRule, Member, Retry, StreamQ, current_task
 from streamq.broker import working
 from streamq.errors import (
     AttemptCancelled,
@@ -458,6 +458,72 @@ async def test_a_cancel_that_makes_no_sense_changes_nothing(
         await handle.cancel(outcome, delay=delay)
     assert caught.value.field == field
     assert (await handle.info()).state is State.READY
+
+
+# Groups
+
+
+async def test_a_cancelled_member_is_not_in_the_batch_of_its_group(app: StreamQ) -> None:
+    """B10: while it waits; the others go on without it."""
+    seen: list[list[Any]] = []
+
+    @app.batch_task(name="batch", group_rule=GroupRule(grace=3600, max_delay=None, max_size=2))
+    async def batch(members: list[Member]) -> None:
+        seen.append([member.args[0] for member in members])
+
+    first = await batch.in_group("g").enqueue(1)
+    assert await first.cancel() is True
+    assert (await first.info()).reason is Reason.CANCELLED
+    for number in (2, 3):
+        await batch.in_group("g").enqueue(number)
+    async with running(app):
+        await eventually(lambda: seen == [[2, 3]])
+
+
+async def test_a_batch_that_runs_is_cancelled_as_one_and_its_members_with_it(
+    app: StreamQ, inspector: Inspector
+) -> None:
+    """B10: a member names its batch, and whoever waits for a member hears of the cancel."""
+    cancelled = asyncio.Event()
+    batches: list[str] = []
+
+    @app.batch_task(name="batch", group_rule=GroupRule(grace=0.05), retention=60)
+    async def batch(members: list[Member]) -> None:
+        batches.append(current_task().id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    handles = [await batch.in_group("g").enqueue(number) for number in range(2)]
+    async with running(app, lease_ms=60_000):
+        await eventually(lambda: batches)
+        with pytest.raises(TaskInBatch) as caught:
+            await handles[0].cancel()
+        assert caught.value.batch_id == batches[0]
+        assert await app.client.cancel("default", batches[0]) is False
+        await cancelled.wait()
+        for handle in handles:
+            with pytest.raises(TaskCancelled):
+                await handle.result(timeout=20)
+
+
+async def test_members_that_expired_are_counted(app: StreamQ, inspector: Inspector) -> None:
+    """B23: those that are archived beside their batch."""
+    seen: list[list[Any]] = []
+
+    @app.batch_task(name="batch", group_rule=GroupRule(grace=0.05))
+    async def batch(members: list[Member]) -> None:
+        seen.append([member.args[0] for member in members])
+
+    late = await batch.options(group="g", expires=0).enqueue(1)
+    await batch.in_group("g").enqueue(2)
+    async with running(app):
+        info = await in_state(inspector, late.id, State.ARCHIVED)
+    assert info.reason is Reason.EXPIRED
+    assert seen == [[2]]
+    assert await inspector.counters("default") == {"expired": 1, "archived": 1, "processed": 1}
 
 
 # Expiry
