@@ -34,14 +34,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local freed, woken, outdated = 0, 0, 0
 
 -- Where a task is: waiting, active, batched, completed, archived; nil for one that is over, and what it was grouped as.
-local function state_of(id, place)
+local function state_of(id, place, group)
   if place then
     local lane, entry = string.sub(place, 1, 1), string.sub(place, 2)
     if #redis.call('XRANGE', lanes[lane], entry, entry) == 0 then return nil end
     local pending = redis.pcall('XPENDING', lanes[lane], 'w', entry, entry, 1)
     return (pending.err or #pending == 0) and 'waiting' or 'active'
   end
-  local group = redis.call('HGET', grouped, id)
   if group and string.sub(group, 1, 1) == '=' then
     local batch = string.sub(group, 2)
     if redis.call('HEXISTS', index, batch) == 1 or redis.call('ZSCORE', retry, batch) then return 'batched' end
@@ -53,6 +52,10 @@ local function state_of(id, place)
   if group or redis.call('ZSCORE', scheduled, id) or redis.call('ZSCORE', retry, id) then return 'waiting' end
   if redis.call('ZSCORE', completed, id) then return 'completed' end
   return redis.call('ZSCORE', archived, id) and 'archived' or nil
+end
+
+local function state_now(id)
+  return state_of(id, redis.call('HGET', index, id), redis.call('HGET', grouped, id))
 end
 
 -- A task that is to be tried again, though a newer one with its lock waits.
@@ -92,7 +95,7 @@ local function passed_on(key, holder, state, place)
   local behind = redis.call('HGET', unique, '+' .. key)
   if not behind or state == 'active' then return false end
   local mode, due, id = string.match(behind, '^(%a)(%d+) (.+)$')
-  if state_of(id, redis.call('HGET', index, id)) ~= 'waiting' then
+  if state_now(id) ~= 'waiting' then
     redis.call('HDEL', unique, '+' .. key)
     return false
   end
@@ -104,11 +107,12 @@ local function passed_on(key, holder, state, place)
   return true
 end
 
-local ids, keys, places, records = {}, {}, {}, {}
+local ids, keys, places, groups, records = {}, {}, {}, {}, {}
 if count > 0 then
   ids = {unpack(ARGV, 3, 2 + count)}
   keys = redis.call('HMGET', owners, unpack(ids))
   places = redis.call('HMGET', index, unpack(ids))
+  groups = redis.call('HMGET', grouped, unpack(ids))
 end
 local asked = {}
 for _, key in ipairs(keys) do
@@ -121,14 +125,14 @@ end
 local over, unowned, unlocked = {}, {}, {}
 for i, id in ipairs(ids) do
   local key, place = keys[i], places[i]
-  local state, group = state_of(id, place)
+  local state, group = state_of(id, place, groups[i])
   local record = key and records[key]
   local mode, ends, holder = string.match(record or '', '^(%a)(%d+) (.+)$')
   if key and holder ~= id then
     -- It waits behind the lock, or lost it to another task.
     local waits = holder_of(redis.call('HGET', unique, '+' .. key)) == id
     if waits and state == 'waiting' then
-      passed_on(key, holder, holder and state_of(holder, redis.call('HGET', index, holder)),
+      passed_on(key, holder, holder and state_now(holder),
         holder and redis.call('HGET', index, holder))
     else
       unowned[#unowned + 1] = id
