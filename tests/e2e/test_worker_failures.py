@@ -22,10 +22,12 @@ async def lifespan():
     yield
 
 app = StreamQ({url!r}, namespace={namespace!r}, lifespan=lifespan)
+app.task(name="t")(print)
 """
 NO_CERTIFICATE = """
 from streamq import StreamQ
 app = StreamQ("rediss://:hush@localhost:1/0?ssl_ca_certs=/nowhere/ca.pem")
+app.task(name="t")(print)
 """
 
 
