@@ -129,7 +129,7 @@ class QueueKeys:
         return f"{self.base}:limit:{name}".encode()
 
     def turn(self, name: str) -> bytes:
-        """String with a TTL: when the last of the tasks that wait for this limit may ask again, in us."""
+        """Who waits for it: sorted set of task ids by when they last asked in ms, or the last turn in us."""
         return f"{self.base}:turn:{name}".encode()
 
     def done(self, task_id: str) -> bytes:

@@ -23,6 +23,7 @@ _PLANS_KEPT = 64
 _KINDS = {type(None): b"a", tuple: b"n", str: b"t"}
 """So that the same text means something else as a key and as an argument; b"f" for functions."""
 
+
 class KeyMaker:
     """Makes the keys of tasks of one type with the same ``unique`` option."""
 

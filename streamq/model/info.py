@@ -46,7 +46,7 @@ class TaskInfo:
     failed_at: datetime | None
     completed_at: datetime | None
     reason: Reason | None
-    """Why it was archived."""
+    """Why it was archived; or ``limited`` where it waits (retry) because of a limit."""
     worker: str | None = None
     """Who runs it (active)."""
     progress: Progress | None = None

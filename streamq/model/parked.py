@@ -13,7 +13,7 @@ from streamq.model.lanes import Lane
 
 
 class Reason(StrEnum):
-    """Why a task was archived, where the message itself cannot say it."""
+    """Why a task is where it is, where the message itself cannot say it: archived, unless told otherwise."""
 
     CRASHED = "crashed"
     """Its workers died too often while they ran it."""
@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """The handler failed, and no retry was left or wanted."""
     CANCELLED = "cancelled"
     """Somebody cancelled it."""
+    LIMITED = "limited"
+    """In the state retry: limits of its type do not let it start now."""
 
 
 @dataclass(frozen=True, slots=True)

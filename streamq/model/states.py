@@ -70,6 +70,7 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
     "complete": frozenset({(State.ACTIVE, Edge.GONE)}),
     "retain": frozenset({(State.ACTIVE, State.COMPLETED)}),
     "retry": frozenset({(State.ACTIVE, State.RETRY)}),
+    "give_back": frozenset({(State.RETRY, State.READY)}),
     "archive": frozenset({(State.ACTIVE, State.ARCHIVED)}),
     "release": frozenset({(State.ACTIVE, State.READY)}),
     "recover": frozenset(

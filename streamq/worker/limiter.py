@@ -17,7 +17,18 @@ from hashlib import blake2b
 from typing import Any
 
 from streamq.broker.keys import QueueKeys
-from streamq.broker.limiting import LONGEST_WAIT_MS, MAX_ADMIT_TASKS, Ask, Rule, admit, token
+from streamq.broker.limiting import (
+    LONGEST_WAIT_MS,
+    MAX_ADMIT_TASKS,
+    MAX_GIVEN_BACK,
+    Admission,
+    Ask,
+    GivenBack,
+    Rule,
+    admit,
+    give_back,
+    token,
+)
 from streamq.broker.runner import AsyncRunner
 from streamq.codec import encode_key
 from streamq.errors import Unavailable
@@ -34,6 +45,8 @@ _OUTAGE_MS = 1000
 
 _Reader = Callable[[Sequence[Any], Mapping[str, Any]], object]
 _Waiting = tuple[Ask, "asyncio.Future[int]"]
+Place = tuple[QueueKeys, str]
+"""What is counted in this worker alone: a limit of the tasks of one queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +74,44 @@ class _Limit:
 class Limiter:
     """The limits of all task types in one worker. Lives on one event loop."""
 
-    def __init__(self, runner: AsyncRunner) -> None:
+    def __init__(self, runner: AsyncRunner, worker_id: str) -> None:
         self._runner = runner
+        self._worker_id = worker_id
         self._limits: dict[str, list[_Limit]] = {}
-        self._running_here: Counter[str] = Counter()
+        self._running_here: Counter[Place] = Counter()
+        self._refused_here: Counter[Place] = Counter()
+        """How often a place was refused to tasks that may still wait for it."""
         self._waiting: dict[QueueKeys, list[_Waiting]] = {}
         self._asking: set[QueueKeys] = set()
+        self._freed: dict[QueueKeys, list[tuple[str, bytes]]] = {}
         self._complaints = Complaints(log)
         self.asked = 0
-        """Calls to Redis."""
+        """Calls to Redis that asked for tasks."""
 
     async def admit(
         self, run: Run, definition: Definition, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[str]:
+    ) -> list[Place]:
         """Return when the task may start; what it returns is handed to ``leave`` when its handler has ended.
 
         Raises NotAdmitted, and whatever the user's key function raises.
         """
-        here: list[str] = []
+        queue = run.source.queue
+        here: list[Place] = []
+        full: list[Rule] = []
         rules: list[Rule] = []
         for limit in self._of(definition):
-            name = limit.name_for(args, kwargs)
+            place = queue, limit.name_for(args, kwargs)
             places = limit.places_here
             if places is None:
-                rules.append(Rule.of(name, limit.limit))
-            elif self._running_here[name] >= places:
-                raise NotAdmitted(0)
+                rules.append(Rule.of(place[1], limit.limit))
+            elif self._running_here[place] >= places:
+                self._refused_here[place] += 1
+                full.append(Rule.full(self._name_here(place)))
             else:
-                here.append(name)
+                here.append(place)
+        if full:
+            # Redis is told all the same: it keeps who waits, wherever it waits.
+            await self._ask(run, full)
         self._running_here.update(here)
         try:
             if rules:
@@ -98,12 +121,17 @@ class Limiter:
             raise
         return here
 
-    def leave(self, names: list[str]) -> None:
+    def leave(self, places: list[Place]) -> None:
         """A handler has ended: its places in this worker are free."""
-        for name in names:
-            self._running_here[name] -= 1
-            if not self._running_here[name]:
-                del self._running_here[name]
+        for place in places:
+            self._running_here[place] -= 1
+            if not self._running_here[place]:
+                del self._running_here[place]
+            if self._refused_here[place]:
+                self._rouse(place[0], [(self._name_here(place), b"")])
+
+    def _name_here(self, place: Place) -> str:
+        return f"{place[1]}@{self._worker_id}"
 
     def _of(self, definition: Definition) -> list[_Limit]:
         limits = self._limits.get(definition.name)
@@ -121,9 +149,9 @@ class Limiter:
     async def _ask(self, run: Run, rules: list[Rule]) -> None:
         mine = token(run.entry)
         # Noted before the answer: a token that was taken while nobody listened is given back as well.
-        run.tokens = [(rule.name, mine) for rule in rules if rule.kind == "c"]
+        run.tokens = [(rule.name, mine) for rule in rules if rule.kind == "c" and rule.first]
         try:
-            wait_ms = await self._submit(run.source.queue, Ask(mine, rules))
+            wait_ms = await self._submit(run.source.queue, Ask(mine, run.entry.task_id, rules))
         except Exception as error:  # whatever it is, it is not the task's fault
             self._complaints.note("cannot ask whether tasks may start", error)
             raise NotAdmitted(_OUTAGE_MS) from error
@@ -160,13 +188,42 @@ class Limiter:
         reply = self._runner.post(admit(queue, [ask for ask, _ in batch]))
         reply.add_done_callback(partial(self._answer, queue, batch))
 
-    def _answer(self, queue: QueueKeys, batch: list[_Waiting], reply: asyncio.Future[list[int]]) -> None:
+    def _answer(self, queue: QueueKeys, batch: list[_Waiting], reply: asyncio.Future[Admission]) -> None:
         error = Unavailable("the question was not answered") if reply.cancelled() else reply.exception()
+        if error is None and reply.result().freed:
+            self._rouse(queue, reply.result().freed)
         for place, (_, answer) in enumerate(batch):
             if answer.done():
                 continue
             if error is None:
-                answer.set_result(reply.result()[place])
+                answer.set_result(reply.result().waits_ms[place])
             else:
                 answer.set_exception(error)
         self._send(queue)
+
+    # Rousing
+
+    def _rouse(self, queue: QueueKeys, free: list[tuple[str, bytes]]) -> None:
+        """Let tasks ask again that wait for these places. Should it fail, they do so by themselves, later."""
+        if queue not in self._freed:
+            self._freed[queue] = []
+            asyncio.get_running_loop().call_soon(self._send_freed, queue)
+        self._freed[queue] += free
+
+    def _send_freed(self, queue: QueueKeys) -> None:
+        free = self._freed.pop(queue)
+        refused = dict(self._refused_here)
+        for start in range(0, len(free), MAX_GIVEN_BACK):
+            page = free[start : start + MAX_GIVEN_BACK]
+            reply = self._runner.post(give_back(queue, page))
+            reply.add_done_callback(partial(self._roused, queue, {name for name, _ in page}, refused))
+
+    def _roused(
+        self, queue: QueueKeys, names: set[str], refused: dict[Place, int], reply: asyncio.Future[GivenBack]
+    ) -> None:
+        """Where nobody waited, nobody need be roused until a place is refused again."""
+        if reply.cancelled() or reply.exception() is not None or any(reply.result()):
+            return
+        for place, count in refused.items():
+            if place[0] is queue and self._name_here(place) in names and self._refused_here[place] == count:
+                del self._refused_here[place]

@@ -58,7 +58,7 @@ class Release:
 class NotAdmitted(Exception):
     """Limits do not let the task start now. There was no attempt, so nothing is spent.
 
-    ``known``: it has its turn after ``wait_ms``. Else that is the least, and nobody knows how long it takes.
+    ``known``: it has its turn after ``wait_ms``. Else nobody knows how long it takes; it asks no sooner.
     """
 
     def __init__(self, wait_ms: int, *, known: bool = False) -> None:
@@ -68,14 +68,23 @@ class NotAdmitted(Exception):
 
 
 FIRST_WAIT_MS = 100
-LONGEST_BACKOFF_MS = 10_000
-"""A task that waits for others to end asks again when it has waited as long again as before, but no later."""
+LONGEST_BACKOFF_MS = 30_000
+"""A task that waits for others to end is roused when one does. It asks by itself as well, when it has waited
+as long again as before, since a worker that died gives nothing back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Postpone:
     """To be tried again after ``delay_ms``, as it is: a cancel asked for that."""
 
+    delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """Not started, because limits do not let it: to be asked for again after ``delay_ms``, or when roused."""
+
+    message: Message
     delay_ms: int
 
 
@@ -107,7 +116,7 @@ class SetAside:
     aside: tuple[Aside, ...]
 
 
-Outcome = Complete | Retain | RetryLater | Archive | Release | Postpone | Discard | SetAside
+Outcome = Complete | Retain | RetryLater | Archive | Release | Postpone | PutBack | Discard | SetAside
 
 COMPLETE = Complete()
 RELEASE = Release()
@@ -146,7 +155,7 @@ def after_refusal(message: Message, refusal: NotAdmitted, spread: float | None =
         # Spread, so that those which were refused together do not come back together.
         share = 0.75 + 0.5 * (random.random() if spread is None else spread)
         delay_ms = round(max(delay_ms, backoff_ms) * share)
-    return RetryLater(message.copy(put_back=put_back), delay_ms, failed=False)
+    return PutBack(message.copy(put_back=put_back), delay_ms)
 
 
 def after_error(

@@ -17,7 +17,7 @@ from typing import Any
 from streamq.broker import working
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
-from streamq.broker.limiting import MAX_GIVEN_BACK, give_back
+from streamq.broker.limiting import MAX_GIVEN_BACK, GivenBack, give_back
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import MAX_SETTLE_TASKS, Settle, Tidied
 from streamq.clock import ServerClock, utc_day
@@ -34,6 +34,7 @@ from streamq.worker.outcome import (
     Discard,
     Outcome,
     Postpone,
+    PutBack,
     Release,
     Retain,
     RetryLater,
@@ -47,6 +48,8 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 _MAX_SETTLE_BYTES = 1 << 20
 _CANCELLED = b"cancelled:"
+
+_RETRIED = frozenset({RetryLater, Postpone, PutBack})
 
 _Kind = type[Outcome]
 _Bucket = tuple[_Kind, Source]
@@ -218,12 +221,12 @@ class Settler:
             return working.discard(queue, lane, day, tasks)
         if kind is Retain:
             return working.retain(queue, lane, day, tasks)
-        if kind is RetryLater or kind is Postpone:
+        if kind in _RETRIED:
             return working.retry(queue, lane, day, tasks)
         return working.archive(queue, lane, day, tasks, self._archive_size, self._archive_age_ms)
 
 
-def _given_back(source: Source, runs: list[Run]) -> Iterator[Command[int]]:
+def _given_back(source: Source, runs: list[Run]) -> Iterator[Command[GivenBack]]:
     """The tokens of tasks with limits, so that others may start at once."""
     tokens = [pair for run in runs if run.tokens for pair in run.tokens]
     for start in range(0, len(tokens), MAX_GIVEN_BACK):
@@ -257,6 +260,8 @@ def _words(run: Run, outcome: Any) -> Settle:
             return Settle((entry_id, task_id, retention_ms, _parked(run, message)))
         case RetryLater(message, delay_ms, failed):
             return Settle((entry_id, task_id, delay_ms, int(failed), _parked(run, message)))
+        case PutBack(message, delay_ms):
+            return Settle((entry_id, task_id, delay_ms, 0, _parked(run, message, Reason.LIMITED)))
         case Postpone(delay_ms):
             return Settle((entry_id, task_id, delay_ms, "c", _parked(run, None)))
         case Archive(message, reason):

@@ -109,7 +109,7 @@ class Worker:
             archive_age_ms=config.archive_age_ms,
         )
         self._has_tasks = bool(definitions)
-        self.limiter = Limiter(self._control)
+        self.limiter = Limiter(self._control, self.id)
         self.progress = ProgressWriter(self._control, consumer=self.id)
         self.isolator = Isolator(config.home, config.concurrency, config.limits, self.progress.note)
         self.executor = Executor(

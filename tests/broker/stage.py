@@ -119,6 +119,11 @@ class Stage:
         ]
         return self.run(working.retry(self.queue, entries[0].lane, DAY, tasks))
 
+    def settle_retry(self, entry: Entry, delay_ms: int, value: bytes) -> None:
+        """With a parked value of one's own."""
+        task = Settle((entry.entry_id, entry.task_id, delay_ms, 0, value))
+        assert self.run(working.retry(self.queue, entry.lane, DAY, [task])) == [b"ok"]
+
     def archive(
         self,
         *entries: Entry,

@@ -86,7 +86,7 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     ],
     "forget_consumer": [lambda queue: moving.forget_consumer(queue.lanes[Lane.HIGH], "w")],
     "forget_producers": [lambda queue: moving.forget_producers(queue, 1)],
-    "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", RULES)])],
+    "admit": [lambda queue: limiting.admit(queue, [limiting.Ask(b"n1-1", b"a", RULES)])],
     "set_cron": [lambda queue: scheduling.set_cron(queue, "id", b"", b"0a:m", 1)],
     "look_cron": [scheduling.look],
     "skip_cron": [lambda queue: scheduling.skip_cron(queue, b"id 0a", 1, None)],

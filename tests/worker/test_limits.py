@@ -12,7 +12,7 @@ import pytest
 
 from streamq import CallNext, Concurrency, Retry, SlidingWindow, StreamQ, TaskContext, TokenBucket
 from streamq.broker.keys import Keys
-from streamq.broker.limiting import LONGEST_WAIT_MS
+from streamq.broker.limiting import LONGEST_WAIT_MS, Admission
 from streamq.broker.scripts import script
 from streamq.broker.working import Entry
 from streamq.clock import wall_ms
@@ -22,16 +22,17 @@ from streamq.inspector import Inspector
 from streamq.model.definition import Definition
 from streamq.model.lanes import Lane
 from streamq.model.message import Message
+from streamq.model.parked import Reason
 from streamq.model.retry import DEFAULT_RETRY
-from streamq.model.run_limits import RunLimit
+from streamq.model.run_limits import RunLimit, Scope
 from streamq.model.states import State
 from streamq.worker.held import Run, Source, Stop
-from streamq.worker.limiter import Limiter
+from streamq.worker.limiter import Limiter, Place
 from streamq.worker.outcome import (
     LONGEST_BACKOFF_MS,
     NotAdmitted,
     Outcome,
-    RetryLater,
+    PutBack,
     after_refusal,
 )
 from tests.conftest import PrivateServer, ProxyFor
@@ -177,7 +178,7 @@ async def test_tasks_that_share_a_name_share_the_limit(
     assert gate.most[""] == 2
 
 
-async def test_a_limit_of_one_worker_counts_in_each_apart_and_asks_nobody(
+async def test_a_limit_of_one_worker_counts_in_each_apart(
     app: StreamQ, inspector: Inspector, gate: Gate
 ) -> None:
     app.task(name="t", limits=[Concurrency(2, scope="worker")])(gate.__call__)
@@ -188,9 +189,46 @@ async def test_a_limit_of_one_worker_counts_in_each_apart_and_asks_nobody(
         assert (one.executor.running, other.executor.running) == (2, 2)
         gate.open.set()
         await eventually(lambda: len(gate.ran) == 10)
-        assert one.limiter.asked == other.limiter.asked == 0
     assert gate.most[""] == 4
-    assert not one.limiter._running_here
+
+
+async def test_a_task_that_starts_by_a_limit_of_its_worker_asks_nobody(app: StreamQ, gate: Gate) -> None:
+    gate.open.set()
+    app.task(name="t", limits=[Concurrency(100, scope="worker")])(gate.__call__)
+    await app.enqueue_many([app.call("t")] * 50)
+    async with running(app) as worker:
+        await eventually(lambda: len(gate.ran) == 50)
+        assert worker.limiter.asked == 0
+    assert not worker.limiter._running_here
+
+
+@pytest.mark.parametrize("scope", ["all", "worker"])
+async def test_a_place_that_becomes_free_is_taken_at_once(
+    app: StreamQ, inspector: Inspector, gate: Gate, monkeypatch: pytest.MonkeyPatch, scope: Scope
+) -> None:
+    """One of those that wait is roused for it: by themselves they would ask in a minute."""
+    monkeypatch.setattr("streamq.worker.outcome.FIRST_WAIT_MS", 60_000)
+    monkeypatch.setattr("streamq.worker.outcome.LONGEST_BACKOFF_MS", 60_000)
+    app.task(name="t", limits=[Concurrency(2, scope=scope)])(gate.__call__)
+    await app.enqueue_many([app.call("t")] * 30)
+    async with running(app, concurrency=40):
+        await waiting(inspector, 28)
+        gate.open.set()
+        await eventually(lambda: len(gate.ran) == 30)
+    assert gate.most[""] == 2
+
+
+async def test_why_a_task_waits_can_be_seen(app: StreamQ, inspector: Inspector, gate: Gate) -> None:
+    """Its state is retry, though it has not failed."""
+    app.task(name="t", limits=[Concurrency(1)])(gate.__call__)
+    handles = await app.enqueue_many([app.call("t")] * 2)
+    async with running(app):
+        await waiting(inspector, 1)
+        infos = [await handle.info() for handle in handles]
+    assert {(info.state, info.reason) for info in infos} == {
+        (State.ACTIVE, None),
+        (State.RETRY, Reason.LIMITED),
+    }
 
 
 async def test_tokens_are_given_back_with_the_outcome(
@@ -427,7 +465,7 @@ def new_run(entry_id: bytes = b"1-1") -> Run:
     return Run(Source(Keys().queue("default"), Lane.NORMAL), entry)
 
 
-async def asking(limiter: Limiter, run: Run) -> asyncio.Task[list[str]]:
+async def asking(limiter: Limiter, run: Run) -> asyncio.Task[list[Place]]:
     """A run that has begun to ask."""
     task = asyncio.create_task(limiter.admit(run, DEFINITION, [], {}))
     await asyncio.sleep(0)
@@ -437,7 +475,7 @@ async def asking(limiter: Limiter, run: Run) -> asyncio.Task[list[str]]:
 async def test_an_attempt_whose_time_is_over_before_it_could_start_is_put_back() -> None:
     """It has not been tried, so it has not failed."""
     runner = Mute()
-    limiter: Any = Limiter(runner)  # type: ignore[arg-type]
+    limiter: Any = Limiter(runner, "w1")  # type: ignore[arg-type]
     run = new_run()
     task = await asking(limiter, run)
     run.stop = Stop.TIMEOUT
@@ -449,7 +487,7 @@ async def test_an_attempt_whose_time_is_over_before_it_could_start_is_put_back()
 
 async def test_a_run_that_is_stopped_while_it_asks_is_cancelled_as_any() -> None:
     runner = Mute()
-    limiter: Any = Limiter(runner)  # type: ignore[arg-type]
+    limiter: Any = Limiter(runner, "w1")  # type: ignore[arg-type]
     run = new_run()
     task = await asking(limiter, run)
     run.stop = Stop.SHUTDOWN
@@ -461,7 +499,7 @@ async def test_a_run_that_is_stopped_while_it_asks_is_cancelled_as_any() -> None
 async def test_one_call_is_in_flight_and_the_rest_joins_the_next() -> None:
     """At most 100 at a time; one that gave up meanwhile is left out."""
     runner = Mute()
-    limiter: Any = Limiter(runner)  # type: ignore[arg-type]
+    limiter: Any = Limiter(runner, "w1")  # type: ignore[arg-type]
     runs = [new_run(b"1-%d" % number) for number in range(150)]
     first = await asking(limiter, runs[0])
     await eventually(lambda: len(runner.sent) == 1)
@@ -469,14 +507,14 @@ async def test_one_call_is_in_flight_and_the_rest_joins_the_next() -> None:
     others[0].cancel()
     await asyncio.wait([others[0]])
     assert len(runner.sent) == 1
-    runner.sent[0][1].set_result([0])
+    runner.sent[0][1].set_result(Admission([0], []))
     assert await first == []
     await eventually(lambda: len(runner.sent) == 2)
-    tokens = [word for word in runner.sent[1][0].args if isinstance(word, bytes)]
+    tokens = [word for word in runner.sent[1][0].args if isinstance(word, bytes) and word != b"a"]
     assert tokens == [b"n1-%d" % number for number in range(2, 102)]
     runner.sent[1][1].set_exception(Unavailable("gone"))
     await eventually(lambda: len(runner.sent) == 3)
-    runner.sent[2][1].set_result([-7] * 48)
+    runner.sent[2][1].set_result(Admission([-7] * 48, []))
     outcomes = await asyncio.gather(*others, return_exceptions=True)
     waits = Counter(outcome.wait_ms for outcome in outcomes if isinstance(outcome, NotAdmitted))
     assert waits == {1000: 100, 7: 48}
@@ -486,8 +524,7 @@ async def test_one_call_is_in_flight_and_the_rest_joins_the_next() -> None:
 
 
 def delay_of(outcome: Outcome) -> int:
-    assert isinstance(outcome, RetryLater)
-    assert outcome.failed is False
+    assert isinstance(outcome, PutBack)
     return outcome.delay_ms
 
 
@@ -500,12 +537,12 @@ def test_who_waits_for_others_asks_less_and_less_often() -> None:
     """And never sooner than his turn; spread by a quarter."""
     message = Message.new(type="t", payload=b"")
     delays = []
-    for _ in range(9):
+    for _ in range(11):
         outcome = after_refusal(message, NotAdmitted(1), spread=0.5)
         delays.append(delay_of(outcome))
-        assert isinstance(outcome, RetryLater)
+        assert isinstance(outcome, PutBack)
         message = outcome.message
-    assert delays == [100, 200, 400, 800, 1600, 3200, 6400, LONGEST_BACKOFF_MS, LONGEST_BACKOFF_MS]
+    assert delays == [*(100 * 2**doubled for doubled in range(9)), LONGEST_BACKOFF_MS, LONGEST_BACKOFF_MS]
     assert delay_of(after_refusal(message, NotAdmitted(LONGEST_WAIT_MS), spread=0.0)) == 225_000
     assert delay_of(after_refusal(message, NotAdmitted(LONGEST_WAIT_MS), spread=1.0)) == 375_000
 

@@ -59,7 +59,7 @@ async def test_a_run_stopped_before_its_first_step_is_given_back_with_its_slot(
         ServerClock(),
         concurrency=1,
         limits=DEFAULT_LIMITS,
-        limiter=Limiter(AsyncRunner(Address.parse("redis://localhost:1"))),
+        limiter=Limiter(AsyncRunner(Address.parse("redis://localhost:1")), "w1"),
     )
     message = encode_message(Message.new(type="t", payload=encode_payload((), {})))
     source = Source(Keys().queue("default"), Lane.NORMAL)
