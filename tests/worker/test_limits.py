@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from streamq import CallNext, Concurrency, Retry, SlidingWindow, StreamQ, TaskContext, TokenBucket
+from streamq import (
+    CallNext,
+    Concurrency,
+    GroupRule,
+    Member,
+    Retry,
+    SlidingWindow,
+    StreamQ,
+    TaskContext,
+    TokenBucket,
+)
 from streamq.broker.keys import Keys
 from streamq.broker.limiting import LONGEST_WAIT_MS, Admission
 from streamq.broker.scripts import script
@@ -229,6 +239,29 @@ async def test_why_a_task_waits_can_be_seen(app: StreamQ, inspector: Inspector, 
         (State.ACTIVE, None),
         (State.RETRY, Reason.LIMITED),
     }
+
+
+async def test_a_batch_counts_once_and_is_put_back_whole(
+    app: StreamQ, inspector: Inspector, gate: Gate
+) -> None:
+    """With every member, and each of them is run in one batch alone."""
+    batches: list[list[str]] = []
+
+    @app.batch_task(name="b", limits=[Concurrency(1)], group_rule=GroupRule(grace=0.05))
+    async def run(members: list[Member]) -> None:
+        batches.append([str(member.args[0]) for member in members])
+        await gate()
+
+    for group in ("x", "y"):
+        grouped = run.options(group=group)
+        await app.enqueue_many(grouped.call(f"{group}{number}") for number in range(3))
+    async with running(app):
+        await waiting(inspector, 1)
+        assert len(batches) == 1
+        gate.open.set()
+        await eventually(lambda: len(batches) == 2)
+    assert sorted(batches) == [["x0", "x1", "x2"], ["y0", "y1", "y2"]]
+    assert gate.most[""] == 1
 
 
 async def test_tokens_are_given_back_with_the_outcome(
