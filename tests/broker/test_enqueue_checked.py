@@ -381,6 +381,22 @@ def test_members_keep_the_order_in_which_they_came_also_within_a_call(stage: Sta
     assert [name.split(b"\0")[2] for name in names] == [b"z", b"y", b"x", b"w"]
 
 
+def test_workers_are_told_of_a_group_that_is_due_sooner_than_any_before(stage: Stage) -> None:
+    """A steady flow that puts its group off wakes nobody; a full group does."""
+
+    def told(*ids: str, group: str = "g", **rule: int) -> list[bytes]:
+        first = how(Lane.NORMAL, group=GroupRule("t", group, **{"grace_ms": LONG_MS, **rule}))
+        with stage.hearing(stage.queue.hints) as said:
+            stage.send(stage.next_sequence(), *((first, id_, b"m") for id_ in ids))
+        return said
+
+    assert told("a") == [b"due"]
+    assert told("b", "c") == []
+    assert told("d", group="later", grace_ms=2 * LONG_MS) == []
+    assert told("e", group="sooner", grace_ms=1000) == [b"due"]
+    assert told("f", max_size=4) == [b"due"]
+
+
 def test_a_delayed_member_is_scheduled_and_remembers_its_group(stage: Stage) -> None:
     words = stage.send(1, (how(Lane.NORMAL, delay_ms=LONG_MS, group=GROUP), "a", b"m")).words
     assert words == [b"scheduled"]

@@ -21,9 +21,12 @@ from streamq import (
     Drop,
     Exponential,
     Fixed,
+    GroupInfo,
+    GroupRule,
     Inspector,
     Limits,
     Listed,
+    Member,
     Permit,
     QueueInfo,
     QueueLimits,
@@ -178,6 +181,54 @@ async def sell(what: str, count: int = 1, *, till: Annotated[list[str], Depends(
     if what == "nothing":
         raise Release("not in this shop")
     return len(till)
+
+
+@app.batch_task(name="index", group_rule=GroupRule(grace=1, max_delay=timedelta(minutes=1), max_size=None))
+async def index(members: list[Member], shop: Annotated[Shop, Depends(get_shop)] = INJECTED) -> int:
+    for member in members:
+        assert_type(member.id, str)
+        assert_type(member.args, tuple[Any, ...])
+        assert_type(member.enqueued_at, datetime | None)
+    return len(members) + len(shop.name)
+
+
+@app.batch_task
+def write(members: list[Member]) -> str:
+    return ",".join(member.id for member in members)
+
+
+def digest(group: str, members: list[Member]) -> TaskCall[str] | None:
+    return send_mail.call(group, f"{len(members)} news") if members else None
+
+
+async def digest_later(group: str, members: list[Member]) -> TaskCall[Any]:
+    return make_report.call(datetime.now(UTC), len(members) + len(group))
+
+
+@app.task(aggregate=digest, group_rule=GroupRule())
+async def news(user: str) -> str:
+    return user
+
+
+@app.task(aggregate=digest_later)
+async def pages(user: str) -> None: ...
+
+
+async def use_groups(inspector: Inspector) -> None:
+    assert_type(await index.in_group("user:42").enqueue(7, lang="en"), TaskHandle[int])
+    assert_type(await (await write.enqueue(1)).result(), str)
+    assert_type(await index([Member("a")]), int)
+    assert_type(write([]), str)
+    assert_type(await news.in_group("user:42").enqueue("ann"), TaskHandle[str])
+    await pages.options(group="g", group_rule=GroupRule(max_size=5)).enqueue("ann")
+    await app.enqueue("index", {"document": 7}, group="user:42")
+    assert_type(current_task().members, Sequence[Member])
+    assert_type(current_task().group, str | None)
+    for group in await inspector.groups("mail"):
+        assert_type(group, GroupInfo)
+        assert_type(group.due_at, datetime)
+    assert_type((await inspector.queue("mail")).aggregating, int)
+    assert_type((await inspector.task("mail", "id")).batch, str | None)
 
 
 @app.task

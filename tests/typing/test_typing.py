@@ -22,7 +22,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, UTC
 from typing import Any
 from typing import Annotated
-from streamq import INJECTED, Depends, Retry, RetryAfter, StreamQ, TaskCall, TaskHandle, current_task
+from streamq import INJECTED, Depends, GroupRule, Member, Retry, RetryAfter, StreamQ, TaskCall, TaskHandle
+from streamq import current_task
 
 app = StreamQ("redis://localhost")
 
@@ -41,6 +42,11 @@ def get_number() -> int:
 async def mail(to: str, number: Annotated[int, Depends(get_number)] = INJECTED) -> str:
     return to * number
 
+@app.batch_task(name="batch")
+async def batch(members: list[Member]) -> int:
+    return len(members)
+
+def no_aggregate(members: list[Member]) -> None: ...
 def not_async(context: object, call_next: object) -> None: ...
 def no_manager(call: TaskCall[Any]) -> TaskCall[Any]:
     return call
@@ -88,6 +94,15 @@ WRONG = (
     "await mail.named('email:x').enqueue(1)",
     "mail.named(5)",
     "RetryAfter('soon')",
+    "await send.in_group('g').enqueue('a')",
+    "send.in_group(7)",
+    "send.options(group=7)",
+    "send.options(group_rule=5)",
+    "app.task(group='g')",
+    "app.task(aggregate=no_aggregate)",
+    "app.batch_task(get_number)",
+    "w: str = await (await batch.in_group('g').enqueue(1)).result()",
+    "GroupRule(max_size='5')",
     "Depends('get_number')",
     "app.override(get_number, 5)",
     "app.middleware(not_async)",
@@ -109,6 +124,7 @@ RIGHT = (
     "t: str = await (await mail.named('email:x').enqueue('a')).result()",
     "u: str = await mail('a', 5)",
     "v: int = current_task().state_as(int)",
+    "x: int = await (await batch.in_group('g').enqueue(1, two=2)).result()",
 )
 
 

@@ -31,9 +31,11 @@ from streamq import (
     RetryAfter,
     SkipRetry,
     StreamQ,
+    TaskCall,
     TaskContext,
     current_task,
 )
+from streamq.model.groups import GroupRule, Member
 
 MIB = 1 << 20
 NO_RETRY = Retry(max_retries=0)
@@ -226,3 +228,12 @@ def shout(word: str) -> None:
 @app.task(name="second", retention=60)
 async def second() -> int:
     return os.getpid()
+
+
+def total(_group: str, members: list[Member]) -> TaskCall[Any]:
+    return TaskCall("total", (sum(member.args[0] for member in members),))
+
+
+@app.task(name="total", isolate=True, aggregate=total, group_rule=GroupRule(grace=0.05), retention=60)
+async def total_of(number: int) -> list[Any]:
+    return [number, current_task().group, os.getpid()]

@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 from streamq import (
+    INJECTED,
+    Concurrency,
+    Depends,
     Drop,
     GroupRule,
     Member,
@@ -31,9 +34,11 @@ from streamq.errors import (
     OptionError,
     RegistrationError,
     ResultNotKept,
+    TaskCancelled,
     TaskFailed,
     TaskInBatch,
     TaskNotFound,
+    Unavailable,
 )
 from streamq.inspector import Inspector
 from streamq.model.options import Options
@@ -756,6 +761,95 @@ async def test_a_unique_member_is_one_until_its_batch_has_ended(app: StreamQ, ba
     assert batches.args[0] == [1]
 
 
+def provide_factor() -> int:
+    return 10
+
+
+async def test_a_batch_handler_is_given_what_it_needs(app: StreamQ) -> None:
+    """Dependencies stand beside the members."""
+
+    @app.batch_task(name="t", group_rule=SOON, retention=60)
+    async def task(
+        members: list[Member], factor: Annotated[int, Depends(provide_factor)] = INJECTED
+    ) -> list[int]:
+        return [member.args[0] * factor for member in members]
+
+    await task.in_group("g").enqueue(1)
+    handle = await task.in_group("g").enqueue(2)
+    async with running(app):
+        assert await handle.result(timeout=20) == [10, 20]
+
+
+async def test_a_limit_counts_batches(app: StreamQ) -> None:
+    """Two batches of a task that may run once at a time never overlap; a batch is put back as a whole."""
+    now = most = 0
+    ran: list[str | None] = []
+
+    @app.batch_task(name="t", group_rule=SOON, limits=[Concurrency(1)])
+    async def task(members: list[Member]) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.05)
+        now -= 1
+        ran.extend(current_task().group for _ in members)
+
+    for group in ("g", "h", "g", "h"):
+        await task.in_group(group).enqueue()
+    async with running(app):
+        await eventually(lambda: len(ran) == 4)
+    assert (most, sorted(ran, key=str)) == (1, ["g", "g", "h", "h"])
+
+
+async def test_a_batch_that_is_cancelled_takes_its_members_along(app: StreamQ, inspector: Inspector) -> None:
+    """A member inside of it cannot be cancelled alone; one that still waits can."""
+    started = asyncio.Event()
+
+    @app.batch_task(name="t", group_rule=of_size(2))
+    async def task(_members: list[Member]) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    waits = await task.in_group("h").enqueue(0)
+    first, second = await app.enqueue_many([task.in_group("g").call(number) for number in (1, 2)])
+    async with running(app):
+        await started.wait()
+        with pytest.raises(TaskInBatch) as refused:
+            await first.cancel()
+        await inspector.cancel("default", refused.value.batch_id)
+        with pytest.raises(TaskCancelled):
+            await second.result(timeout=20)
+        assert await waits.cancel()
+    assert await inspector.groups("default") == []
+    info = await waits.info()
+    assert (info.state, info.reason) == (State.ARCHIVED, Reason.CANCELLED)
+
+
+async def test_what_redis_does_not_hear_of_is_not_deleted(app: StreamQ, batches: Batches) -> None:
+    """A98: an outcome that does not get through leaves the batch as it is; it is settled later, and once."""
+    task = app.batch_task(name="t", group_rule=of_size(2), retention=60)(batches)
+    handles = await app.enqueue_many([task.in_group("g").call(number) for number in (1, 2)])
+    worker = make_worker(app)
+    real, refused = worker.settler._runner, asyncio.Event()
+    away = True
+
+    class Refusing:
+        async def run_all(self, commands: Any) -> Any:
+            if away:
+                refused.set()
+                raise Unavailable("gone for a moment")
+            return await real.run_all(commands)
+
+    worker.settler._runner = Refusing()  # type: ignore[assignment]
+    async with live(worker):
+        await refused.wait()
+        info = await handles[0].info()
+        assert (info.state, info.batch) == (State.ACTIVE, batches.contexts[0].id)
+        away = False
+        assert await handles[1].result(timeout=20) == 2
+    assert len(batches.seen) == 1
+
+
 async def test_a_member_can_be_deleted_until_it_is_in_a_batch(
     app: StreamQ, batches: Batches, inspector: Inspector
 ) -> None:
@@ -855,7 +949,7 @@ async def test_an_aggregator_that_knows_of_no_group_sends_nothing(app: StreamQ) 
     await runner.aclose()
 
 
-async def test_an_aggregator_goes_on_after_an_outage(server: Server, app: StreamQ, batches: Batches) -> None:
+async def test_an_aggregator_goes_on_after_an_outage(app: StreamQ, batches: Batches) -> None:
     """What was due stays due."""
     task = app.batch_task(name="t", group_rule=of_size(1))(batches)
     await task.in_group("g").enqueue(1)
@@ -865,8 +959,6 @@ async def test_an_aggregator_goes_on_after_an_outage(server: Server, app: Stream
     class Refusing:
         async def run(self, command: Any) -> Any:
             nonlocal refused
-            from streamq.errors import Unavailable
-
             if refused < 2:
                 refused += 1
                 raise Unavailable("gone for a moment")

@@ -493,3 +493,12 @@ def test_an_app_that_no_module_has_is_refused_with_the_remedy() -> None:
 
 def top_level() -> None:
     """A handler that stands where it should."""
+
+
+async def test_what_an_aggregator_makes_runs_in_a_child_process(stage: Stage) -> None:
+    """The aggregator itself runs in the worker; the handler's members are there no more."""
+    async with stage.running():
+        handles = [await stage.enqueue("total", number, group="g") for number in (1, 2)]
+        number, group, pid = await handles[0].result(30)
+    assert (number, group) == (3, "g")
+    assert pid != os.getpid()
