@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from streamq.broker import inspecting, presence
 from streamq.broker.keys import Keys, QueueKeys
@@ -43,6 +43,7 @@ class Caretaker:
         *,
         worker_id: str,
         period_s: float,
+        on_adopted: Callable[[], None] = lambda: None,
     ) -> None:
         self._runner = runner
         self._keys = keys
@@ -50,6 +51,7 @@ class Caretaker:
         self._clock = clock
         self._worker_id = worker_id
         self._period_s = period_s
+        self._on_adopted = on_adopted
         self._complaints = Complaints(log)
         self.adopted: list[QueueKeys] = []
         """The adopted queues. The list stays the same object."""
@@ -98,6 +100,8 @@ class Caretaker:
             log.info("let go of an adopted queue queue=%s", name)
         self.adopted[:] = kept
         self.tended[:] = [*self._own, *kept]
+        if {queue.name for queue in kept} - before:
+            self._on_adopted()
 
     def _keys_of(self, name: str) -> QueueKeys | None:
         try:

@@ -147,7 +147,13 @@ class Worker:
         self.canceller = Canceller(self._control, self.queues.values(), self.held, self.executor.cancel)
         queues = list(self.queues.values())
         self.caretaker = Caretaker(
-            self._control, self.keys, queues, self.clock, worker_id=self.id, period_s=config.care_s
+            self._control,
+            self.keys,
+            queues,
+            self.clock,
+            worker_id=self.id,
+            period_s=config.care_s,
+            on_adopted=self._on_adopted,
         )
         self.recoverer = Recoverer(
             self._control,
@@ -424,6 +430,9 @@ class Worker:
             self.drain()
         elif not self._stopped.is_set():
             self.stop()
+
+    def _on_adopted(self) -> None:
+        self.forwarder.wake()
 
     def _on_forwarded(self, queue: QueueKeys, forwarded: Forwarded) -> None:
         self._on_paused(queue.name, bool(forwarded.paused))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamq import SkipRetry, StreamQ
+from streamq import GroupRule, Member, SkipRetry, StreamQ
 from streamq.broker import presence
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
@@ -124,6 +124,25 @@ async def test_finished_tasks_of_an_unserved_queue_go_when_their_time_is_over_an
             return await has(0, 1)
 
         await eventually(purged)
+
+
+async def test_groups_of_an_unserved_queue_become_batches(app: StreamQ, inspector: Inspector) -> None:
+    """B38: the batch waits for a worker that knows its task."""
+    sizes: list[int] = []
+
+    @app.batch_task(name="t", group_rule=GroupRule(grace=0.05))
+    async def task(members: list[Member]) -> None:
+        sizes.append(len(members))
+
+    handles = [await task.options(queue="theirs").in_group("g").enqueue(number) for number in range(3)]
+    async with running(app, **SOON) as worker:
+        await eventually(lambda: adopted(worker) == ["theirs"])
+        await eventually(lambda: worker.aggregator.batches == 1)
+        info = await inspector.task("theirs", handles[0].id)
+        assert (info.state, info.batch is not None) == (State.READY, True)
+    assert not sizes
+    async with running(app, queues={"theirs": 1}):
+        await eventually(lambda: sizes == [3])
 
 
 async def test_a_quiet_worker_serves_nothing(app: StreamQ) -> None:

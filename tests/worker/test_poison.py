@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamq import StreamQ
+from streamq import GroupRule, Member, StreamQ
 from streamq.codec import encode_message
 from streamq.inspector import Inspector
 from streamq.model.lanes import Lane
@@ -20,6 +20,35 @@ NEWER = encode_message(Message.new(type="t", payload=b"\x80")).replace(b"\x61v\x
 POISON = [b"", b"\x00garbage", b"\xa1", NEWER, b"\x9f" * 5000, bytes(range(256))]
 """Nothing, no CBOR, CBOR that ends too soon, a newer version's, nested too deep, any byte."""
 TASKS = 5
+
+
+@pytest.mark.parametrize("poison", POISON, ids=range(len(POISON)))
+@pytest.mark.parametrize("slip", [b"n0:", b""], ids=["body", "value"])
+async def test_poison_among_the_members_of_a_group_is_archived_and_the_others_run(
+    app: StreamQ, server: Server, inspector: Inspector, slip: bytes, poison: bytes
+) -> None:
+    """B2: the message alone, or the whole value that is stored of it."""
+    batches: list[list[int]] = []
+
+    @app.batch_task(name="t", group_rule=GroupRule(grace=3600, max_delay=None, max_size=TASKS))
+    async def task(members: list[Member]) -> None:
+        batches.append([member.args[0] for member in members])
+
+    redis: Any = server.client()
+    handles = [await task.in_group("g").enqueue(number) for number in range(TASKS - 1)]
+    redis.hset(keys_of(app).parked, handles[1].id, slip + poison)
+    handles.append(await task.in_group("g").enqueue(TASKS - 1))
+    async with running(app):
+        await eventually(lambda: batches == [[0, 2, 3, 4]])
+
+        async def is_archived() -> bool:
+            return (await inspector.queue("default")).archived == 1
+
+        await eventually(is_archived)
+    info = await inspector.task("default", handles[1].id)
+    assert (info.reason, info.message) == (Reason.UNDECODABLE, None)
+    assert Parked.unpack(redis.hget(keys_of(app).parked, handles[1].id)).message == poison
+    assert (await inspector.queue("default")).size == 1
 
 
 @pytest.mark.parametrize("poison", POISON, ids=range(len(POISON)))
