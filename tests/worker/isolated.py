@@ -225,6 +225,14 @@ def shout(word: str) -> None:
     logging.getLogger("shop").warning("log %s", word)
 
 
+@app.task(name="speak", isolate=True)
+def speak(count: int) -> None:
+    """Says a lot, and then hangs."""
+    for number in range(1, count + 1):
+        current_task().progress(number / count, f"{number} of {count}")
+    time.sleep(600)
+
+
 @app.task(name="second", retention=60)
 async def second() -> int:
     return os.getpid()
