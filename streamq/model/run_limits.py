@@ -192,6 +192,8 @@ def _check_key(field: str, key: object, name: object) -> None:
     if isinstance(key, str):
         if not key.isidentifier():
             raise OptionError(f"{field}.key", "must be an argument's name, or a function of the arguments")
+    elif inspect.iscoroutinefunction(key):
+        raise OptionError(f"{field}.key", "must be a plain function: it tells, it cannot wait")
     elif key is not None and not callable(key):
         raise OptionError(f"{field}.key", f"must be an argument's name or a function, not {key!r}")
     if name is not None:

@@ -112,6 +112,7 @@ class Limiter:
         if full:
             # Redis is told all the same: it keeps who waits, wherever it waits.
             await self._ask(run, full)
+            raise NotAdmitted(0)
         self._running_here.update(here)
         try:
             if rules:

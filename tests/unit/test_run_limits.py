@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -29,6 +30,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: Concurrency(1, scope="node"), "concurrency.scope"),  # type: ignore[arg-type]
     (lambda: Concurrency(1, key="not a name"), "concurrency.key"),
     (lambda: Concurrency(1, key=5), "concurrency.key"),  # type: ignore[arg-type]
+    (lambda: Concurrency(1, key=asyncio.sleep), "concurrency.key"),
     (lambda: Concurrency(1, name=" "), "concurrency.name"),
     (lambda: TokenBucket(0), "token_bucket.rate"),
     (lambda: TokenBucket(float("nan")), "token_bucket.rate"),

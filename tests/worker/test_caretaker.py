@@ -218,9 +218,7 @@ async def test_a_queue_that_this_user_may_not_touch_is_not_adopted(
     assert adopted(keeper) == ["theirs"]
 
 
-async def test_a_queue_that_is_refused_does_not_keep_the_others_waiting(
-    app: StreamQ, server: Server
-) -> None:
+async def test_a_queue_that_is_refused_does_not_keep_the_others_waiting(app: StreamQ, server: Server) -> None:
     """B3: a key of the wrong type neither ends the worker nor stops its other queues."""
 
     @app.task(name="t")
