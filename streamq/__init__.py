@@ -20,6 +20,7 @@ from streamq.model.progress import Progress
 from streamq.model.queue_limits import QueueLimits
 from streamq.model.retry import Exponential, Fixed, Listed, Retry
 from streamq.model.run_limits import Concurrency, SlidingWindow, TokenBucket
+from streamq.model.schedule import Cron, CronEvent, CronInfo, CronTick
 from streamq.model.states import State
 from streamq.model.unique import Unique
 from streamq.task import Task
@@ -48,6 +49,8 @@ __all__ = [  # noqa: RUF022
     "SlidingWindow",
     "Isolation",
     # around and inside a handler
+    "Cron",
+    "CronEvent",
     "CallNext",
     "Depends",
     "INJECTED",
@@ -67,6 +70,8 @@ __all__ = [  # noqa: RUF022
     "SyncSemaphore",
     "Permit",
     "SyncPermit",
+    "CronInfo",
+    "CronTick",
     "Inspector",
     "State",
     "Reason",

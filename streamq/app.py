@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
+from zoneinfo import ZoneInfo
 
 from streamq.broker.address import Address
 from streamq.client.client import Client, ClientConfig
+from streamq.client.crons import Crons
+from streamq.client.crontab import DEFAULT_POLL_S, Crontab
 from streamq.client.escort import EnqueueMiddleware
 from streamq.client.handles import TaskHandle
 from streamq.client.semaphore import Semaphore
@@ -29,6 +33,7 @@ from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import longest_pattern
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
 from streamq.model.run_limits import RunLimit, check_limits
+from streamq.model.schedule import DEFAULT_MISFIRE, DEFAULT_OWNER, Cron, CronSource, FireHook, Gone, Misfire
 from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 from streamq.task import (
     AsyncTask,
@@ -58,6 +63,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 M = TypeVar("M", bound=Middleware)
 E = TypeVar("E", bound=EnqueueMiddleware)
+F = TypeVar("F", bound=FireHook)
+S = TypeVar("S", bound=CronSource)
 
 
 class StreamQ:
@@ -68,7 +75,9 @@ class StreamQ:
     ``lifespan`` is entered by each worker; what it yields is ``current_task().state``. Workers call
     ``on_error`` after each attempt that raised, ``on_success`` after each that returned, and
     ``on_archive`` when a task was archived, and ``on_health`` after each heartbeat.
-    ``is_failure`` holds for tasks that have none of their own.
+    ``is_failure`` holds for tasks that have none of their own. ``cron_owner`` keeps apps that serve one
+    queue from removing each other's schedules; ``cron_gone`` says what becomes of those that the code no
+    longer has.
 
     ``async with app`` opens its client; inside, tasks can be enqueued. ``app.sync()`` does the same
     for blocking code.
@@ -90,6 +99,8 @@ class StreamQ:
         on_archive: OnArchive | None = None,
         is_failure: IsFailure | None = None,
         on_health: OnHealth | None = None,
+        cron_owner: str = DEFAULT_OWNER,
+        cron_gone: Gone = "remove",
     ) -> None:
         self.address = url if isinstance(url, Address) else Address.parse(url)
         self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
@@ -101,6 +112,7 @@ class StreamQ:
         self._enqueue_middleware: list[EnqueueMiddleware] = []
         self._overrides: dict[Callable[..., Any], Provider] = {}
         self.tasks: dict[str, Task[..., Any]] = {}
+        self.crontab = Crontab(cron_owner, cron_gone)
         self.config = ClientConfig(
             namespace=namespace,
             defaults=self.defaults,
@@ -308,6 +320,65 @@ class StreamQ:
         isolated = [task for task in self.tasks.values() if task.isolation is not None]
         return home_of(self, isolated) if isolated else None
 
+    # Schedules
+
+    def cron(
+        self,
+        id: str,  # noqa: A002  # the field's name everywhere else
+        spec: str | timedelta,
+        call: TaskCall[Any],
+        *,
+        tz: str | ZoneInfo = "UTC",
+        jitter: Duration = 0,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        misfire: Misfire = DEFAULT_MISFIRE,
+    ) -> None:
+        """Enqueue ``call`` at each tick of a schedule; Cron says what its fields mean.
+
+        Workers of this app store it when they start. An equal entry once more changes nothing.
+
+        Raises OptionError, PayloadError, and RegistrationError where another entry has this id.
+        """
+        cron = Cron(id, spec, call, tz=tz, jitter=jitter, start=start, end=end, misfire=misfire)
+        self.crontab.add(cron, self.config.encoder())
+
+    def cron_provider(self, *, every: Duration = DEFAULT_POLL_S) -> Callable[[S], S]:
+        """Let a function say which schedules there should be; workers ask it again and again.
+
+        It returns Cron entries, or is a coroutine function that does. When it raises, its entries stay
+        as they are.
+
+        Raises OptionError; the decorator raises RegistrationError for what is no function.
+        """
+
+        def provide(source: S) -> S:
+            self.crontab.provide(source, self.config.encoder(), every)
+            return source
+
+        return provide
+
+    def before_fire(self, hook: F) -> F:
+        """Call this with a CronEvent before a tick is enqueued. What it raises is logged and changes nothing.
+
+        Workers that come too late call theirs as well. Raises RegistrationError.
+        """
+        self.crontab.before(hook)
+        return hook
+
+    def after_fire(self, hook: F) -> F:
+        """Call this with what came of a tick: a task, a refusal, or the error that kept Redis away.
+
+        What it raises is logged and changes nothing. Raises RegistrationError.
+        """
+        self.crontab.after(hook)
+        return hook
+
+    @property
+    def crons(self) -> Crons:
+        """The schedules in Redis: add, change, pause, remove, list. Used while the app is open."""
+        return self.client.crons
+
     # Producing
 
     @property
@@ -392,6 +463,7 @@ class StreamQ:
             limits=self.config.limits,
             lifespan=self.lifespan,
             home=self.home(),
+            timetable=self.crontab.timetable(),
             on_health=self.on_health,
             on_error=self.hooks.on_error,
             on_success=self.hooks.on_success,

@@ -18,6 +18,7 @@
     │   ├── ResultNotKept             finished, but its retention keeps no result
     │   └── ResultTimeout             not finished within the time the caller gave
     ├── BatchError                some tasks of an enqueue_many failed; carries every result
+    ├── CronError                 about one cron entry: unknown, exists already
     ├── QueueError                about one queue: unknown, already paused, not empty ...
     │   └── QueueLimitReached         a limit of the queue refused the task
     │       ├── QueueFull                 it has as many tasks as it may have
@@ -177,6 +178,19 @@ class BatchError(StreamQError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.results,)
+
+
+class CronError(StreamQError):
+    """About one cron entry: there is none with this id, or another one has it already."""
+
+    def __init__(self, queue: str, cron_id: str, problem: str) -> None:
+        super().__init__(f"cron entry {cron_id!r} in queue {queue}: {problem}")
+        self.queue = queue
+        self.cron_id = cron_id
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.queue, self.cron_id, self.problem)
 
 
 class QueueError(StreamQError):

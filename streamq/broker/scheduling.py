@@ -9,7 +9,7 @@ from streamq.broker.keys import QueueKeys
 from streamq.broker.producing import TickGuard, with_tick
 from streamq.broker.scripts import script
 from streamq.codec import decode_message, encode_message
-from streamq.model.info import moment
+from streamq.model.info import instant
 from streamq.model.schedule import CronEntry, CronTick
 
 LOOK_PAGE = 50
@@ -101,11 +101,12 @@ def _parse_tick(line: bytes) -> CronTick:
     member, rest = rest[: int(size)], rest[int(size) + 1 :]
     due_ms, fired_ms, word, task_id = rest.split(b" ")
     outcome = word.partition(b":")[0].decode()
-    due_at, fired_at = moment(int(due_ms)), moment(int(fired_ms))
-    assert due_at is not None  # noqa: S101  # only None has no moment
-    assert fired_at is not None  # noqa: S101
     return CronTick(
-        _entry_id(member), due_at, fired_at, outcome, None if task_id == b"-" else task_id.decode()
+        _entry_id(member),
+        instant(int(due_ms)),
+        instant(int(fired_ms)),
+        outcome,
+        None if task_id == b"-" else task_id.decode(),
     )
 
 

@@ -17,6 +17,7 @@ from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.steering import cancel, judge_cancel
 from streamq.client.answers import CREATED, accepted, settle
+from streamq.client.crons import Crons, words_of
 from streamq.client.desk import Desk
 from streamq.client.encoding import Encoded, Encoder, Parameters
 from streamq.client.escort import Convoy, EnqueueMiddleware, escorted
@@ -40,6 +41,7 @@ from streamq.model.info import TaskInfo
 from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import check_key_name, check_task_id
 from streamq.model.options import CallOptions, Options
+from streamq.model.schedule import CronEntry
 from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 
 R = TypeVar("R")
@@ -162,6 +164,18 @@ class Client:
         word = (await desk.outbox(task.queue).submit(words, len(task.message)))[0]
         handle: TaskHandle[Any] = TaskHandle(self, task.queue, task.task_id)
         return handle if word in CREATED else accepted(handle, word)
+
+    async def enqueue_entry(self, entry: CronEntry) -> TaskHandle[Any]:
+        """Enqueue what a cron entry enqueues; ``crons.fire`` does this. Raises as ``enqueue`` does."""
+        desk = self._desk_here()
+        task_id, words = words_of(entry, desk.producer)
+        word = (await desk.outbox(entry.queue).submit(words, len(entry.message)))[0]
+        return accepted(TaskHandle(self, entry.queue, task_id), word)
+
+    @property
+    def crons(self) -> Crons:
+        """The schedules in Redis: add, change, pause, remove, list."""
+        return Crons(self)
 
     async def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
         """Enqueue many tasks in few round trips; one handle per call, in order.

@@ -20,6 +20,7 @@ from streamq.broker.sync_listener import SyncListener
 from streamq.broker.sync_runner import SyncRunner
 from streamq.client.answers import CREATED, accepted, settle
 from streamq.client.client import ClientConfig
+from streamq.client.crons import SyncCrons, words_of
 from streamq.client.encoding import Encoded
 from streamq.client.escort import Convoy, escorted
 from streamq.client.handles import SyncTaskHandle
@@ -43,6 +44,7 @@ from streamq.model.durations import Duration, duration_ms
 from streamq.model.info import TaskInfo
 from streamq.model.names import check_key_name, check_task_id
 from streamq.model.options import CallOptions
+from streamq.model.schedule import CronEntry
 from streamq.model.semaphores import DEFAULT_LEASE_S, SemaphoreOptions
 
 R = TypeVar("R")
@@ -117,6 +119,18 @@ class SyncClient:
             word = self._send(encoded.queue, words, deadline_s)[0]
         handle: SyncTaskHandle[Any] = SyncTaskHandle(self, encoded.queue, encoded.task_id)
         return handle if word in CREATED else accepted(handle, word)
+
+    def enqueue_entry(self, entry: CronEntry) -> SyncTaskHandle[Any]:
+        """Enqueue what a cron entry enqueues; ``crons.fire`` does this. Raises as ``enqueue`` does."""
+        task_id, words = words_of(entry, self._producer)
+        with self._turn() as deadline_s:
+            word = self._send(entry.queue, words, deadline_s)[0]
+        return accepted(SyncTaskHandle(self, entry.queue, task_id), word)
+
+    @property
+    def crons(self) -> SyncCrons:
+        """The schedules in Redis: add, change, pause, remove, list."""
+        return SyncCrons(self)
 
     def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[SyncTaskHandle[R]]:
         """Enqueue many tasks in few round trips; one handle per call, in order.

@@ -127,7 +127,12 @@ class WorkerInfo:
 
 def moment(ms: int | None) -> datetime | None:
     """Milliseconds since the epoch as a UTC datetime."""
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+    return None if ms is None else instant(ms)
+
+
+def instant(ms: int) -> datetime:
+    """The same of what is given for certain."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 NEVER_MS = 2**53 - 1

@@ -136,7 +136,7 @@ CronSource = Callable[[], Iterable[Cron] | Awaitable[Iterable[Cron]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
+class CronProvider:
     """A source that is polled, and what is its own among the stored entries."""
 
     owner: str
@@ -153,6 +153,6 @@ class Timetable:
     owner: str = DEFAULT_OWNER
     gone: Gone = "remove"
     """What becomes of entries of the same owner that the code no longer has."""
-    providers: tuple[Provider, ...] = ()
+    providers: tuple[CronProvider, ...] = ()
     before_fire: tuple[FireHook, ...] = ()
     after_fire: tuple[FireHook, ...] = ()

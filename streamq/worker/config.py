@@ -16,6 +16,7 @@ from streamq.model.limits import DEFAULT_LIMITS, Limits
 from streamq.model.names import check_key_name
 from streamq.model.options import DEFAULT_QUEUE
 from streamq.model.parked import Reason
+from streamq.model.schedule import Timetable
 
 if TYPE_CHECKING:
     from streamq.worker.context import TaskContext
@@ -85,6 +86,8 @@ class WorkerConfig:
     """Called after each attempt that returned, with what it returned."""
     on_archive: OnArchive | None = None
     """Called when a task was archived, with the error, or the reason where no handler had raised."""
+    timetable: Timetable = field(default_factory=Timetable)
+    """The app's schedules."""
     home: Home | None = None
     """Where child processes find the app; None when no task wants one."""
     lifespan: Lifespan | None = None

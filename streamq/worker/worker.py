@@ -1,7 +1,7 @@
 """One worker process's components, and the order in which they start and stop.
 
-1. Quiet: the fetcher stops, and with it forwarder, aggregator, recoverer, janitor, auditor and caretaker.
-   Running handlers go on.
+1. Quiet: the fetcher stops, and with it forwarder, aggregator, scheduler, deployer, recoverer, janitor,
+   auditor and caretaker. Running handlers go on.
 2. Drain: the executor's handlers end. Lease keeper and presence keep running, so that nothing that
    still runs is taken for dead.
 3. At the grace deadline what still runs is cancelled and released: given back, no attempt spent.
@@ -45,6 +45,7 @@ from streamq.worker.caretaker import Caretaker
 from streamq.worker.complaints import Complaints
 from streamq.worker.config import WorkerConfig
 from streamq.worker.coroner import Coroner
+from streamq.worker.deployer import Deployer
 from streamq.worker.draw import Draw, normalised
 from streamq.worker.executor import Executor
 from streamq.worker.fetcher import Fetcher
@@ -59,6 +60,7 @@ from streamq.worker.outcome import RELEASE
 from streamq.worker.presence import Presence
 from streamq.worker.progress import ProgressWriter
 from streamq.worker.recoverer import Recoverer
+from streamq.worker.scheduler import Scheduler
 from streamq.worker.settler import Settler
 from streamq.worker.teller import Teller
 
@@ -170,6 +172,10 @@ class Worker:
         )
         self.forwarder = Forwarder(self._control, self.caretaker.tended, self._on_forwarded)
         self.aggregator = Aggregator(self._control)
+        self.scheduler = Scheduler(
+            self._control, self.keys, self.caretaker.tended, self.clock, config.timetable
+        )
+        self.deployer = Deployer(self._control, self.keys, queues, config.timetable)
         self.janitor = Janitor(
             self._control,
             self.keys,
@@ -293,6 +299,8 @@ class Worker:
                 others = [
                     group.create_task(self.forwarder.run(), name="streamq-forwarder"),
                     group.create_task(self.aggregator.run(), name="streamq-aggregator"),
+                    group.create_task(self.scheduler.run(), name="streamq-scheduler"),
+                    group.create_task(self.deployer.run(), name="streamq-deployer"),
                     group.create_task(self.recoverer.run(), name="streamq-recoverer"),
                     group.create_task(self.janitor.run(), name="streamq-janitor"),
                     group.create_task(self.auditor.run(), name="streamq-auditor"),
@@ -437,6 +445,7 @@ class Worker:
     def _on_forwarded(self, queue: QueueKeys, forwarded: Forwarded) -> None:
         self._on_paused(queue.name, bool(forwarded.paused))
         self.aggregator.expect(queue, forwarded.batch_ms)
+        self.scheduler.expect(queue.name, forwarded.tick_ms)
 
     def _on_paused(self, queue: str, paused: bool) -> None:  # noqa: FBT001  # a callback's single fact
         if queue not in self.queues:  # an adopted one, from which nothing is fetched

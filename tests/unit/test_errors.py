@@ -12,6 +12,7 @@ import pytest
 from streamq import errors
 from streamq.errors import (
     BatchError,
+    CronError,
     EnqueueRateExceeded,
     QueueError,
     RetryAfter,
@@ -32,7 +33,7 @@ CLASSES = sorted(
 def sample(kind: type[StreamQError]) -> StreamQError:
     if issubclass(kind, UsageError):
         return kind("field", "has a problem")
-    if issubclass(kind, TaskError):
+    if issubclass(kind, TaskError | CronError):
         return kind("queue", "id-1", "has a problem")
     if issubclass(kind, EnqueueRateExceeded):
         return kind("queue", 1.5)

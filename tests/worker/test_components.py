@@ -20,6 +20,8 @@ COMPONENTS: dict[str, Callable[[Worker], Run]] = {
     "forwarder": lambda worker: worker.forwarder.run,
     "aggregator": lambda worker: worker.aggregator.run,
     "recoverer": lambda worker: worker.recoverer.run,
+    "scheduler": lambda worker: worker.scheduler.run,
+    "deployer": lambda worker: worker.deployer.run,
     "janitor": lambda worker: worker.janitor.run,
     "auditor": lambda worker: worker.auditor.run,
     "caretaker": lambda worker: worker.caretaker.run,
@@ -66,21 +68,35 @@ async def test_a_component_can_be_cancelled_after_any_number_of_turns_and_twice(
 
 
 @pytest.mark.parametrize(
-    "name", ["forwarder", "aggregator", "recoverer", "janitor", "presence", "caretaker", "auditor"]
+    "name",
+    [
+        "forwarder",
+        "aggregator",
+        "scheduler",
+        "deployer",
+        "recoverer",
+        "janitor",
+        "presence",
+        "caretaker",
+        "auditor",
+    ],
 )
 async def test_a_component_goes_on_after_failures(
     app: StreamQ, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass that Redis refuses is logged and tried again."""
     from streamq.errors import ReadOnly
-    from streamq.worker import aggregator, auditor, forwarder, janitor, recoverer
+    from streamq.worker import aggregator, auditor, deployer, forwarder, janitor, recoverer, scheduler
 
     monkeypatch.setattr(forwarder, "_RETRY_S", 0.01)
     monkeypatch.setattr(aggregator, "_RETRY_S", 0.01)
+    monkeypatch.setattr(scheduler, "_RETRY_S", 0.01)
+    monkeypatch.setattr(deployer, "_RETRY_S", 0.01)
     monkeypatch.setattr(recoverer, "_PASS_S", 0.01)
     monkeypatch.setattr(janitor, "_LONGEST_S", 0.01)
     monkeypatch.setattr(auditor, "_PERIOD_S", 0.01)
     worker = make_worker(app, presence_s=0.1, care_s=0.1)
+    worker.scheduler.expect("default", 0)
     component = getattr(worker, name)
     passes: list[int] = []
     done = asyncio.Event()
