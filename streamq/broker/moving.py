@@ -100,4 +100,4 @@ def _user_lanes(queue: QueueKeys) -> tuple[bytes, bytes, bytes]:
 
 
 def _parse_consumers(reply: Any) -> list[str]:
-    return [dict(zip(row[::2], row[1::2], strict=True))[b"name"].decode() for row in reply]
+    return [dict(zip(row[::2], row[1::2], strict=True))[b"name"].decode("utf-8", "replace") for row in reply]

@@ -71,6 +71,7 @@ _BY_CODE: dict[str, tuple[type[ServerError], str]] = {
 
 # Answers whose code (ERR, or none where redis-py has cut it off) says nothing: the words decide.
 _BY_WORDS: tuple[tuple[str, type[ServerError], str], ...] = (
+    ("no such key", NoGroup, ""),
     ("unknown command", UnsupportedServer, _NEEDS),
     ("unknown redis command", UnsupportedServer, _NEEDS),
     ("unknown subcommand", UnsupportedServer, _NEEDS),

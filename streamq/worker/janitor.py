@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 from streamq.broker import moving, presence
 from streamq.broker.keys import Keys, QueueKeys
+from streamq.broker.refusals import NoGroup
 from streamq.broker.runner import AsyncRunner
 from streamq.errors import ServerError
 from streamq.worker.complaints import Complaints
@@ -53,25 +54,34 @@ class Janitor:
         """Clean until cancelled. A pass that fails is logged and tried again."""
         since_sweep_s = _SWEEP_S * random.random()
         while True:
+            next_ms = await self._attempt("cannot clean up", self.run_once)
+            if since_sweep_s >= _SWEEP_S:
+                since_sweep_s = 0.0
+                await self._attempt("cannot forget who left", self.sweep)
             pause_s = _LONGEST_S
-            try:
-                next_ms = await self.run_once()
-                self._complaints.clear()
-                if 0 <= next_ms < _LONGEST_S * 1000:
-                    pause_s = max(0.05, next_ms / 1000)
-                if since_sweep_s >= _SWEEP_S:
-                    await self.sweep()
-                    since_sweep_s = 0.0
-            except ServerError as error:
-                self._complaints.note("cannot clean up", error)
+            if 0 <= next_ms < _LONGEST_S * 1000:
+                pause_s = max(0.05, next_ms / 1000)
             pause_s *= random.uniform(1.0, 1.2)
             since_sweep_s += pause_s
             await asyncio.sleep(pause_s)
 
+    async def _attempt(self, event: str, step: Callable[[], Awaitable[int]]) -> int:
+        try:
+            answer = await step()
+            self._complaints.clear()
+        except ServerError as error:
+            self._complaints.note(event, error)
+            return -1
+        return answer
+
     async def run_once(self) -> int:
         """Purge every queue; returns ms until the next retention ends, or -1. Raises ServerError."""
-        waits = await each(self._queues, lambda queue: self._purge(queue, *self._archive))
-        waits += await each(self._adopted, lambda queue: self._purge(queue, *_KEEP_ARCHIVE))
+        adopted = tuple(self._adopted)
+
+        def purge(queue: QueueKeys) -> Awaitable[int]:
+            return self._purge(queue, *(_KEEP_ARCHIVE if queue in adopted else self._archive))
+
+        waits = await each((*self._queues, *adopted), purge)
         return min((wait for wait in waits if wait >= 0), default=-1)
 
     async def _purge(self, queue: QueueKeys, archive_age_ms: int, archive_size: int) -> int:
@@ -106,7 +116,11 @@ class Janitor:
 
     async def _forget_consumers(self, lane: bytes, alive: list[str]) -> int:
         forgotten = 0
-        for consumer in await self._runner.run(moving.consumers(lane)):
+        try:
+            consumers = await self._runner.run(moving.consumers(lane))
+        except NoGroup:  # nobody has ever read from it
+            return 0
+        for consumer in consumers:
             if (
                 consumer not in alive
                 and await self._runner.run(moving.forget_consumer(lane, consumer)) == b"ok"

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import NamedTuple
 
 from streamq.broker import working
 from streamq.broker.keys import QueueKeys
@@ -32,6 +33,15 @@ and one of them may still run it, although it takes no more. Nobody waits: nobod
 
 OnCrashed = Callable[[QueueKeys, Sequence[bytes]], Awaitable[None]]
 """Told of the tasks of a queue that were archived because they crashed too often."""
+_LENIENCE = 3
+"""Crashes that a task of an adopted queue may have at least: its own workers may bear more than this one."""
+
+
+class _Terms(NamedTuple):
+    """When an entry is recovered, and when its task is given up."""
+
+    lease_ms: int
+    crash_limit: int
 
 
 class Recoverer:
@@ -81,18 +91,20 @@ class Recoverer:
 
         With ``dead``, take all entries of that consumer at once instead.
         """
-        active = await each(self._queues, lambda queue: self._search_all(queue, self._lease_ms, dead))
+        own = _Terms(self._lease_ms, self._crash_limit)
+        active = await each(self._queues, lambda queue: self._search_all(queue, own, dead))
         if not dead:
-            await each(self._adopted, lambda queue: self._search_all(queue, self._lease_ms * _PATIENCE, ""))
+            theirs = _Terms(self._lease_ms * _PATIENCE, max(self._crash_limit, _LENIENCE))
+            await each(self._adopted, lambda queue: self._search_all(queue, theirs, ""))
         return sum(active)
 
-    async def _search_all(self, queue: QueueKeys, lease_ms: int, dead: str) -> int:
+    async def _search_all(self, queue: QueueKeys, terms: _Terms, dead: str) -> int:
         active = 0
         for lane in LANES:
-            active += await self._search(queue, lane, lease_ms, dead)
+            active += await self._search(queue, lane, terms, dead)
         return active
 
-    async def _search(self, queue: QueueKeys, lane: Lane, lease_ms: int, dead: str) -> int:
+    async def _search(self, queue: QueueKeys, lane: Lane, terms: _Terms, dead: str) -> int:
         cursor = b"0-0"
         while True:
             found = await self._runner.run(
@@ -101,8 +113,8 @@ class Recoverer:
                     lane,
                     utc_day(self._clock.now_ms()),
                     self._consumer,
-                    lease_ms=lease_ms,
-                    crash_limit=self._crash_limit,
+                    lease_ms=terms.lease_ms,
+                    crash_limit=terms.crash_limit,
                     backoff_ms=self._backoff_ms,
                     dead=dead,
                     cursor=cursor,

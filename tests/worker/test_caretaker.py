@@ -83,7 +83,7 @@ async def test_tasks_of_dead_workers_of_an_unserved_queue_are_recovered(
     lane = keys.lanes[Lane.NORMAL].decode()
     await runner.run(make_group(keys.lanes[Lane.NORMAL]))
     [[_, [[entry, _]]]] = redis.xreadgroup("w", "dead", {lane: ">"}, count=1)
-    async with running(app, **SOON) as worker:
+    async with running(app, **SOON, crash_limit=0) as worker:
         await eventually(lambda: adopted(worker) == ["theirs"])
         redis.xclaim(lane, "w", "dead", 0, [entry], idle=worker.config.lease_ms * 5, justid=True)
         await worker.recoverer.run_once()

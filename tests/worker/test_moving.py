@@ -15,6 +15,7 @@ from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import make_group
 from streamq.inspector import Inspector
 from streamq.model.states import State
+from streamq.worker import janitor as janitor_module
 from streamq.worker.forwarder import Forwarder
 from streamq.worker.janitor import Janitor
 from tests.servers import Server
@@ -218,6 +219,42 @@ async def test_the_sweep_forgets_who_left_and_nobody_else(
         rows: Any = redis.xinfo_consumers(lane, "w")
         names = {row["name"] for row in rows}
     assert names == {b"owner", worker.id.encode()}
+
+
+async def test_the_sweep_of_an_adopted_queue_that_nobody_ever_read_finds_nothing(
+    app: StreamQ, runner: AsyncRunner
+) -> None:
+    """B38: it has no lane, or lanes without a group."""
+    await app.enqueue("t", {}, queue="theirs")
+    janitor = Janitor(
+        runner,
+        Keys(app.config.namespace),
+        [],
+        adopted=[keys_of(app, "theirs")],
+        archive_age_ms=1,
+        archive_size=0,
+    )
+    assert await janitor.sweep() == 0
+    assert await janitor.run_once() == -1
+
+
+async def test_the_janitor_sweeps_although_a_queue_cannot_be_purged(
+    app: StreamQ, server: Server, runner: AsyncRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B3: a key of the wrong type in one queue keeps nobody from forgetting who left."""
+    broken, good = keys_of(app, "broken"), keys_of(app, "good")
+    redis: Any = server.client()
+    redis.set(broken.completed, "something else")
+    [lane] = [key for key in good.lanes.values() if key.endswith(b":normal")]
+    await runner.run(make_group(lane))
+    redis.xgroup_createconsumer(lane, "w", "gone")
+    monkeypatch.setattr(janitor_module, "_SWEEP_S", 0.0)
+    janitor = Janitor(runner, Keys(app.config.namespace), [broken, good], archive_age_ms=1, archive_size=10)
+    task = asyncio.create_task(janitor.run())
+    await eventually(lambda: not redis.xinfo_consumers(lane, "w"))
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 async def test_current_task_of_a_recovered_schedule_keeps_its_crash_count(
