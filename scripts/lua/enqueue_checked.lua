@@ -154,18 +154,23 @@ end
 -- Tasks and their places
 
 -- Where a task is: waiting, active, batched, completed, archived; or nil, and whether something points nowhere.
+local function state_at(place)
+  local lane, entry = string.sub(place, 1, 1), string.sub(place, 2)
+  if #redis.call('XRANGE', lanes[lane], entry, entry) == 0 then return nil, true end
+  local pending = redis.pcall('XPENDING', lanes[lane], 'w', entry, entry, 1)
+  return (pending.err or #pending == 0) and 'waiting' or 'active'
+end
+
 local function state_of(id)
   local place = redis.call('HGET', index, id)
-  if place then
-    local lane, entry = string.sub(place, 1, 1), string.sub(place, 2)
-    if #redis.call('XRANGE', lanes[lane], entry, entry) == 0 then return nil, true end
-    local pending = redis.pcall('XPENDING', lanes[lane], 'w', entry, entry, 1)
-    return (pending.err or #pending == 0) and 'waiting' or 'active'
-  end
+  if place then return state_at(place) end
   local group = redis.call('HGET', grouped, id)
   if group and string.sub(group, 1, 1) == '=' then
     local batch = string.sub(group, 2)
-    if redis.call('HEXISTS', index, batch) == 1 or redis.call('ZSCORE', retry, batch) then return 'batched' end
+    local there = redis.call('HGET', index, batch)
+    -- One that is in a batch has started when that one has.
+    if there then return state_at(there) == 'active' and 'active' or 'batched' end
+    if redis.call('ZSCORE', retry, batch) then return 'batched' end
     if redis.call('ZSCORE', archived, batch) then return 'archived' end
     if redis.call('ZSCORE', completed, batch) then return 'completed' end
     return nil, true

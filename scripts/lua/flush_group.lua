@@ -51,22 +51,25 @@ local function message_of(group, ids, bodies)
     parts[#parts + 1] = bodies[i]
   end
   local payload = table.concat(parts)
+  if not kind then kind, name = '', group end
   return table.concat({
     head(5, 5), text_item('v'), head(0, 1), text_item('t'), text_item(kind), text_item('e'), int64(now),
     text_item('g'), text_item(name), text_item('p'), head(2, #payload), payload,
   })
 end
 
+-- A name that makes no sense has no id, and came at no time: it is dropped like a member without a body.
+local function id_of(name) return string.match(name, '^[^%z]*%z%d+%z(.+)$') or '' end
+local function arrival_of(name) return math.floor((tonumber(string.match(name, '^[^%z]*%z(%d+)%z')) or 0) / 1000) end
+
 -- The rule of the member that came last holds for its group.
 local function rule_of(from, to)
   local newest = redis.call('ZREVRANGEBYLEX', aggregating, to, from, 'LIMIT', 0, 1)[1]
   if not newest then return nil end
-  local id = string.match(newest, '^[^%z]*%z%d+%z(.*)$')
-  local grace, delay, size = string.match(redis.call('HGET', grouped, id) or '', '^%d+ (%d+),(%d+),(%d+),')
+  local record = redis.call('HGET', grouped, id_of(newest))
+  local grace, delay, size = string.match(record or '', '^%d+ (%d+),(%d+),(%d+),')
   return tonumber(grace or 0), tonumber(delay or 0), tonumber(size or 0), newest
 end
-
-local function arrival_of(name) return math.floor(tonumber(string.match(name, '^[^%z]*%z(%d+)%z')) / 1000) end
 
 -- What stays behind is due by the group's rule, counted from those that stay; a group without members is none.
 local function renew(group, from, to)
@@ -90,7 +93,7 @@ local function take(group, from, to)
   local most = size and size > 0 and math.min(limit, size) or limit
   local taken = {names = {}, ids = {}, bodies = {}, size = 0}
   for _, name in ipairs(redis.call('ZRANGEBYLEX', aggregating, from, to, 'LIMIT', 0, most)) do
-    local id = string.match(name, '^[^%z]*%z%d+%z(.*)$')
+    local id = id_of(name)
     local value = redis.call('HGET', parked, id)
     -- What makes no sense goes along whole: the worker that cannot read it keeps it.
     local home, body = string.match(value or '', '^([hnl])%d+:(.*)$')

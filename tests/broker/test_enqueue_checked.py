@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from streamq.broker.grouping import flush_group
 from streamq.broker.producing import MAX_BATCH_TASKS, GroupRule, LockRule, TickGuard, how
 from streamq.errors import OutOfMemory, SequenceConflict
 from streamq.model.lanes import Lane
@@ -379,6 +380,18 @@ def test_members_keep_the_order_in_which_they_came_also_within_a_call(stage: Sta
     group_due(stage, "w")
     names = stage.redis.zrange(stage.queue.aggregating, 0, -1)
     assert [name.split(b"\0")[2] for name in names] == [b"z", b"y", b"x", b"w"]
+
+
+@pytest.mark.parametrize("mode", ["s", "d"])
+def test_a_member_has_started_when_its_batch_has(stage: Stage, mode: str) -> None:
+    """A38: until then its lock stands, and one that stands until the end does so afterwards."""
+    assert enqueue(stage, "a", mode=mode, group=GROUP) == [b"aggregating"]
+    stage.redis.zadd(stage.queue.groups, {MEMBER: 1})
+    stage.run(flush_group(stage.queue, ["batch"]))
+    assert enqueue(stage, "b", mode=mode, group=GROUP) == [b"duplicate:a"]
+    stage.fetch()
+    expected = b"aggregating" if mode == "s" else b"duplicate:a"
+    assert enqueue(stage, "b", mode=mode, group=GROUP) == [expected]
 
 
 def test_workers_are_told_of_a_group_that_is_due_sooner_than_any_before(stage: Stage) -> None:

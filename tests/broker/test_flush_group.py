@@ -189,6 +189,20 @@ def test_a_member_without_a_body_is_dropped_and_counted(stage: Stage) -> None:
     assert stage.redis.hget(stage.queue.grouped, "a") is None
 
 
+def test_names_that_make_no_sense_are_dropped_and_hold_nobody_up(stage: Stage) -> None:
+    """B3: somebody else wrote them."""
+    join(stage, "a")
+    make_due(stage)
+    for name in (f"{key()}\0junk", f"{key()}\0", f"{key()}\0999\0", "no type\0" + "1" * 16 + "\0b"):
+        stage.redis.zadd(stage.queue.aggregating, {name: 0})
+    stage.redis.zadd(stage.queue.groups, {"no type": 1})
+    stage.redis.hset(stage.queue.parked, "b", b"n0:m-b")
+    found = flush(stage, "one", "two")
+    assert (found.batches, found.members, found.orphans, found.next_ms) == (2, 2, 3, -1)
+    kept = {**members_of(stage, "one"), **members_of(stage, "two")}
+    assert kept == {"a": b"m-a", "b": b"m-b"}
+
+
 def test_a_body_that_makes_no_sense_goes_along_whole(stage: Stage) -> None:
     """The worker that cannot read it keeps it."""
     join(stage, "a", "b")

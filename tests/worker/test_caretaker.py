@@ -45,6 +45,26 @@ def adopted(worker: Worker | Caretaker) -> list[str]:
     return [queue.name for queue in keeper.adopted]
 
 
+async def test_groups_of_an_unserved_queue_become_batches_and_are_not_fetched(
+    app: StreamQ, inspector: Inspector
+) -> None:
+    """B38: a delayed member joins its group, and that one becomes a batch."""
+    ran: list[int] = []
+
+    @app.batch_task(name="t", group_rule=GroupRule(grace=0.05))
+    async def task(members: list[Member]) -> None:
+        ran.append(len(members))
+
+    await task.options(queue="theirs", group="g", delay=0.05).enqueue(1)
+    async with running(app, **SOON) as worker:
+        await eventually(lambda: adopted(worker) == ["theirs"])
+        await eventually(lambda: worker.aggregator.batches == 1)
+        assert (await inspector.queue("theirs")).ready == 1
+    assert not ran
+    async with running(app, queues={"theirs": 1}):
+        await eventually(lambda: ran == [1])
+
+
 async def test_due_tasks_of_an_unserved_queue_become_ready_and_are_not_fetched(
     app: StreamQ, inspector: Inspector
 ) -> None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from streamq import Retry, SkipRetry, StreamQ, current_task
+from streamq import GroupRule, Member, Retry, SkipRetry, StreamQ, current_task
 from streamq.errors import ResultNotKept, TaskCancelled, TaskFailed
 from streamq.worker.worker import Worker
 from tests.servers import Server
@@ -103,3 +103,29 @@ async def take_and_die(app: StreamQ, server: Server, worker: Worker) -> None:
     """Deliver what stands in front to a consumer that never settles it."""
     front = next(iter(worker.queues["default"].lanes.values()))
     assert server.client().xreadgroup("w", "dead", {front: ">"}, count=10)
+
+
+async def test_groups_become_batches_on_every_server(any_server: Server, namespace: str) -> None:
+    """By grace, by size, after a delay; with a member that cannot be read, and a retry."""
+    app = StreamQ(any_server.url, namespace=namespace)
+    runs: list[list[int]] = []
+
+    @app.batch_task(name="t", retention=60, retry=Retry(max_retries=1, delay=0))
+    async def task(members: list[Member]) -> int:
+        runs.append([member.args[0] for member in members])
+        if current_task().attempt == 1:
+            raise ValueError
+        return len(members)
+
+    quiet, full = GroupRule(grace=0.1), GroupRule(grace=3600, max_size=3)
+    async with app:
+        by_grace = await task.options(group="a", group_rule=quiet).enqueue(1)
+        by_size = [await task.options(group="b", group_rule=full).enqueue(number) for number in (2, 3)]
+        any_server.client().hset(app.client.keys.queue("default").parked, by_size[0].id, b"n0:\xff")
+        late = await task.options(group="b", group_rule=full, delay=0.05).enqueue(4)
+        async with running(app):
+            assert await by_grace.result(timeout=20) == 1
+            assert await late.result(timeout=20) == await by_size[1].result(timeout=20) == 2
+            with pytest.raises(TaskFailed):
+                await by_size[0].result(timeout=20)
+    assert sorted(runs) == [[1], [1], [3, 4], [3, 4]]
