@@ -435,6 +435,8 @@ class Executor:
     def _ended(self, run: Run) -> None:
         if run.timer is not None:
             run.timer.cancel()
+        # The task's context knows the run: a ring that the collector would have to find, for every task.
+        run.handle = None
         self._running.discard(run)
         if self._waiters:
             self.wake()
