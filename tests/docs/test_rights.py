@@ -14,7 +14,9 @@ from tests.servers import Server
 
 GUIDE = CHECKOUT / "docs" / "guides" / "connecting.md"
 PRODUCERS_SCRIPTS = {"enqueue", "enqueue_checked", "find"}
-WORKERS_COMMANDS = ("producing", "working", "moving", "presence", "auditing", "sweeping")
+WORKERS_COMMANDS = (
+    "producing", "working", "moving", "presence", "auditing", "sweeping", "scheduling", "ordering",
+)  # fmt: skip
 CONTAINERS = {"XGROUP", "XINFO", "CLIENT"}
 ARGUMENTS = {"BLOCK"}
 """Words of commands that stand where a command's name would."""
