@@ -8,7 +8,7 @@
 -- KEYS[5] parked – hash, task id to lane, crashes and message
 -- KEYS[6] scheduled – sorted set, task id by due time in ms
 -- KEYS[7] config – hash
--- KEYS[8] producers – hash, producer id to "sequence ms first-task-id words"
+-- KEYS[8] producers – hash, producer id to "sequence ms first-task-id words"; has the field "limits" where the queue has some
 -- ARGV[1] producer – id of the sending client
 -- ARGV[2] sequence – 1, 2, 3 ... of this producer in this queue
 -- ARGV[3] hints – channel
@@ -23,7 +23,8 @@ local lanes = {h = KEYS[1], n = KEYS[2], l = KEYS[3]}
 local index, parked, scheduled, config, producers = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 
 -- A re-send gets the first reply again and adds nothing.
-local last = redis.call('HGET', producers, producer)
+local seen = redis.call('HMGET', producers, producer, 'limits')
+local last = seen[1]
 if last then
   local known, first, words = string.match(last, '^(%d+) %d+ (%S+) (.*)$')
   if tonumber(known) == sequence and first == ARGV[6] then return {'known', words} end
@@ -31,7 +32,7 @@ if last then
     return redis.error_reply('SEQUENCE ' .. sequence .. ' is known for another batch')
   end
 end
-if redis.call('HEXISTS', config, 'limits') == 1 then return {'limited'} end
+if seen[2] then return {'limited'} end
 
 local words, indexed, earliest, uniform, now = {}, {}, nil, true, nil
 

@@ -26,15 +26,24 @@ def resume(queue: QueueKeys) -> Command[bytes]:
 
 
 def set_limits(queue: QueueKeys, limits: QueueLimits) -> list[Command[int]]:
-    """Let the queue take no more than that. What was counted under former rates is forgotten."""
+    """Let the queue take no more than that. What was counted under former rates is forgotten.
+
+    The quick enqueue script sees in the producers, where it looks anyway, whether there are limits. In
+    this order a failure half-way leaves them without effect, or with a mark that costs a round trip.
+    """
     packed = limits.pack()
-    store: tuple[Word, ...] = ("HDEL", queue.config, "limits")
-    if packed is not None:
-        store = ("HSET", queue.config, "limits", packed)
+    forget = _native(queue.rates, "DEL")
+    if packed is None:
+        return [_native(queue.producers, "HDEL", "limits"), _native(queue.config, "HDEL", "limits"), forget]
     return [
-        Command(None, (queue.config,), store, int),
-        Command(None, (queue.rates,), ("DEL", queue.rates), int),
+        _native(queue.config, "HSET", "limits", packed),
+        _native(queue.producers, "HSET", "limits", "1"),
+        forget,
     ]
+
+
+def _native(key: bytes, command: str, *words: Word) -> Command[int]:
+    return Command(None, (key,), (command, key, *words), int)
 
 
 class Removed(NamedTuple):
