@@ -350,7 +350,7 @@ def _stand_signals() -> None:
 
     Functions, not SIG_IGN: what the handler starts would inherit that.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTSTP):
         signal.signal(number, _ignore)
     with suppress(Exception):  # Standard error may be anything.
         faulthandler.enable()

@@ -49,13 +49,12 @@ class ChildProcess:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         with theirs:
-            # From this thread, which lives as long as the worker: the kernel kills the child with it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), *sys.path],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,
-            )
+            try:
+                self._process = _spawn(theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
+        self._reaping = threading.Lock()
         self.runs = 0
         self.idle_since_s = 0.0
         """When it was last given back; set by who keeps it."""
@@ -105,10 +104,13 @@ class ChildProcess:
     def kill(self) -> None:
         """End it and what it has started, now."""
         self._closed = True
-        if not self.dead.done():
-            # Its process group bears its number, and is not given away while the process is not reaped.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        with self._reaping:
+            if self._process.returncode is None:
+                self._kill_group()
+
+    async def gone(self) -> None:
+        """Wait until it is dead and nothing here deals with it any more. Kill it first, or close it."""
+        await asyncio.wait([self._talk])
 
     # Listening
 
@@ -161,9 +163,36 @@ class ChildProcess:
             asyncio.get_running_loop().call_later(_EXIT_S, self._writer.transport.abort)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        code = self._process.wait()
+        """In a thread: wait for its end, and end what it has left behind."""
+        if not hasattr(os, "waitid"):
+            self._process.wait()
+        else:
+            # Not reaped yet, so its number, which is that of its group too, is not given to another.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            with self._reaping:
+                self._kill_group()
+                self._process.wait()
         with suppress(RuntimeError):  # The loop is closed: nobody asks any more.
-            loop.call_soon_threadsafe(self.dead.set_result, code)
+            loop.call_soon_threadsafe(self.dead.set_result, self._process.returncode)
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _spawn(number: int) -> subprocess.Popen[bytes]:
+    """Start a child with this end of a socket.
+
+    The thread that does it lives as long as the worker: the kernel kills the child when it ends.
+    """
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001  # what multiprocessing uses
+    return subprocess.Popen(
+        [sys.executable, *flags, "-c", _BOOT, str(number), str(os.getpid()), *sys.path],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(number,),
+        process_group=0,
+    )
 
 
 # What a child says, as results and errors

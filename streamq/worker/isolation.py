@@ -95,20 +95,22 @@ class Isolator:
         return result
 
     async def aclose(self) -> None:
-        """End every child: those without work in order, within bounds; the others at once."""
+        """End every child: those ready for work in order, within bounds; the others at once."""
         self._closed = True
         if self._sweeping is not None:
             self._sweeping.cancel()
-        for child in self._spare:
-            child.close()
-        for child in self._alive.difference(self._spare):
-            child.kill()
-        self._spare.clear()
         children = list(self._alive)
+        for child in children:
+            if child in self._spare and child.ready.done():
+                child.close()
+            else:
+                child.kill()
+        self._spare.clear()
         if children:
             await asyncio.wait([child.dead for child in children], timeout=_CLOSE_S)
         for child in children:
             await self._end(child)
+            await child.gone()
 
     # Children
 
@@ -118,6 +120,10 @@ class Isolator:
         self.warm()
         try:
             await asyncio.shield(child.ready)
+        except asyncio.CancelledError:
+            # It goes on to become ready: else a timeout shorter than a start would never let one be.
+            self._keep(child)
+            raise
         except BaseException:
             await self._end(child)
             raise
@@ -125,7 +131,7 @@ class Isolator:
 
     async def _pick(self, isolation: Isolation) -> ChildProcess:
         while True:
-            for child in reversed(self._spare):
+            for child in sorted(self._spare, key=_readiness, reverse=True):
                 if child.dead.done() or child.runs < isolation.runs:
                     self._spare.remove(child)
                     if not child.dead.done():
@@ -163,6 +169,13 @@ class Isolator:
         if self._closed or child.runs >= isolation.runs:
             self._let_go(child)
             self.warm()
+        else:
+            self._keep(child)
+
+    def _keep(self, child: ChildProcess) -> None:
+        """For the next run."""
+        if self._closed or child.dead.done():
+            child.kill()
             return
         child.idle_since_s = monotonic_s()
         self._spare.append(child)
@@ -203,6 +216,11 @@ class Isolator:
             "uvloop": type(asyncio.get_running_loop()).__module__.partition(".")[0] == "uvloop",
             "log": None if shown is None else [root.level, shown._fmt],  # noqa: SLF001  # has no public name
         }
+
+
+def _readiness(child: ChildProcess) -> tuple[bool, float]:
+    """Greater for those that should rather be taken: who is ready; who was used last."""
+    return child.ready.done(), child.idle_since_s
 
 
 def _unstorable(run: Run, definition: Definition, error: PayloadError) -> None:

@@ -161,6 +161,9 @@ def crash(how: str) -> None:
         ctypes.string_at(0)
     elif how == "exit":
         os._exit(1)
+    elif how == "parent":
+        subprocess.Popen(["sleep", "601.5"])
+        os._exit(1)
     elif how == "sigkill":
         os.kill(os.getpid(), 9)
 

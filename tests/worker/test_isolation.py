@@ -15,7 +15,7 @@ import psutil
 import pytest
 import uvloop
 
-from streamq import CallNext, Client, State, StreamQ, TaskContext, TaskHandle, TaskInfo, Worker
+from streamq import CallNext, Client, Reason, State, StreamQ, TaskContext, TaskHandle, TaskInfo, Worker
 from streamq.broker.address import Address
 from streamq.client.client import ClientConfig
 from streamq.errors import RegistrationError, TaskCancelled, TaskNotFound
@@ -387,6 +387,68 @@ async def test_a_timeout_kills_the_child_and_what_it_started(stage: Stage, tmp_p
         assert dead(pids[0])
         await eventually(lambda: all(map(dead, pids)), "both have ended")
         assert pids[0] not in worker.isolator.pids
+
+
+async def test_a_cancelled_task_is_killed(stage: Stage, tmp_path: Path) -> None:
+    """A123, B10: at once, wherever its handler is, and with the outcome that was asked for."""
+    async with stage.running() as worker:
+        handle = await stage.enqueue("wait", str(tmp_path))
+        pids = await pids_of(tmp_path, handle.id)
+        assert await handle.cancel() is False, "its worker is told"
+        info = await stage.given_up(handle)
+        assert info.reason is Reason.CANCELLED
+        await eventually(lambda: all(map(dead, pids)), "both have ended")
+        await eventually(lambda: worker.executor.running == 0, "the slot is free")
+
+
+async def test_what_a_crashed_handler_had_started_ends_with_it(stage: Stage) -> None:
+    async with stage.running() as worker:
+        before = {child.pid for child in psutil.Process().children(recursive=True)}
+        info = await stage.archived("crash", "parent")
+        assert info.error == "ChildFailed: the child process exited with code 1"
+
+        def left() -> set[int]:
+            found = {child.pid for child in psutil.Process().children(recursive=True)}
+            return {pid for pid in found - before if not dead(pid)} - set(worker.isolator.pids)
+
+        await eventually(lambda: not left(), "nothing is left of it")
+    assert not [one for one in psutil.process_iter() if started_here(one)]
+
+
+def started_here(process: psutil.Process) -> bool:
+    """A ``sleep`` of the handler above, which would be nobody's child by now."""
+    try:
+        return bool(process.cmdline() == ["sleep", "601.5"] and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+async def test_a_timeout_shorter_than_a_start_does_not_keep_children_from_starting(stage: Stage) -> None:
+    """What was started for a run that is over serves the next one."""
+    async with stage.running(concurrency=1) as worker:
+        (pid,) = worker.isolator.pids
+        info = await stage.archived("fail", "late", timeout=0.001)
+        assert info.error is not None
+        assert info.error.startswith("AttemptTimeout")
+        assert (await stage.result("where"))["pid"] == pid
+
+
+async def test_a_child_that_ends_without_work_is_replaced_when_it_is_needed(stage: Stage) -> None:
+    async with stage.running(concurrency=1) as worker:
+        first = (await stage.result("where"))["pid"]
+        os.kill(first, 9)
+        await eventually(lambda: worker.isolator.pids == [], "it has ended")
+        assert (await stage.result("where"))["pid"] != first
+
+
+async def test_children_that_have_had_nothing_to_do_are_let_go_but_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamq.worker.isolation._IDLE_S", 0.05)
+    async with stage.running(concurrency=3) as worker:
+        await asyncio.gather(*(stage.result("where") for _ in range(9)))
+        await eventually(lambda: len(worker.isolator.pids) == 1, "the others have ended")
+        assert (await stage.result("where"))["pid"] == worker.isolator.pids[0]
 
 
 async def test_a_lost_lease_kills_the_child(stage: Stage, tmp_path: Path) -> None:
