@@ -6,11 +6,22 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
-from streamq import Inspector, Progress, Retry, StreamQ, SyncTaskHandle, TaskHandle, current_task
+from streamq import (
+    GroupRule,
+    Inspector,
+    Member,
+    Progress,
+    Retry,
+    StreamQ,
+    SyncTaskHandle,
+    TaskHandle,
+    current_task,
+)
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys
 from streamq.broker.runner import AsyncRunner
@@ -182,6 +193,23 @@ async def nothing_beside(app: StreamQ) -> bool:
     keys = keys_of(app)
     command = Command(None, (keys.progress,), ("HLEN", keys.progress), int)
     return await app.client.runner.run(command) == 0
+
+
+async def test_a_batch_speaks_for_its_members(app: StreamQ) -> None:
+    written = asyncio.Event()
+
+    @app.batch_task(name="t", group_rule=GroupRule(grace=60, max_size=2))
+    async def speak(members: list[Member]) -> None:
+        current_task().progress(0.5, f"{len(members)} of them")
+        await written.wait()
+
+    async with running(app):
+        one, other = [await speak.options(group="g").enqueue() for _ in range(2)]
+        for handle in (one, other):
+            progress = await eventually(partial(seen, handle), "it is told")
+            assert progress.text == "2 of them"
+        written.set()
+        await eventually(lambda: nothing_beside(app), "nothing is left of it")
 
 
 async def test_a_retained_task_has_a_result_and_no_progress(app: StreamQ) -> None:
