@@ -90,14 +90,14 @@ class Crons:
         return await self._walk(self._steps.history(queue, limit, offset))
 
     async def _walk(self, steps: Steps[T]) -> T:
-        command = next(steps)
+        reply: Any = None
         while True:
-            reply = await self._client.runner.run(command)
             try:
                 command = steps.send(reply)
             except StopIteration as done:
                 brought: T = done.value
                 return brought
+            reply = await self._client.runner.run(command)
 
 
 class SyncCrons:
@@ -144,14 +144,14 @@ class SyncCrons:
         return self._walk(self._steps.history(queue, limit, offset))
 
     def _walk(self, steps: Steps[T]) -> T:
-        command = next(steps)
+        reply: Any = None
         while True:
-            reply = self._client.runner.run(command)
             try:
                 command = steps.send(reply)
             except StopIteration as done:
                 brought: T = done.value
                 return brought
+            reply = self._client.runner.run(command)
 
 
 class _Steps:

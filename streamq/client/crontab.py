@@ -5,6 +5,7 @@ Also the way from a user's Cron to the entry that is stored, which needs nothing
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterable
 from datetime import datetime
@@ -109,7 +110,8 @@ class Crontab:
             raise RegistrationError("cron_provider", f"{name!r} is registered already")
 
         async def poll() -> list[CronEntry]:
-            told = source()
+            # A plain function may ask a database; the worker's loop must not wait for it.
+            told: Any = await asyncio.to_thread(_collected, source)
             if inspect.isawaitable(told):
                 told = await told
             return distinct(as_entry(cron, encoder, self._producer, owner) for cron in told)
@@ -143,6 +145,11 @@ def distinct(entries: Iterable[CronEntry]) -> list[CronEntry]:
         if found.setdefault(entry.id, entry) != entry:
             raise RegistrationError("id", f"the schedule {entry.id!r} comes twice, with different contents")
     return list(found.values())
+
+
+def _collected(source: CronSource) -> Any:
+    told = source()
+    return told if inspect.isawaitable(told) else list(told)
 
 
 def _checked(name: str, hook: FireHook) -> FireHook:

@@ -24,6 +24,9 @@ from streamq.worker.complaints import Complaints
 log = logging.getLogger("streamq.deployer")
 
 _RETRY_S = 5.0
+_POLL_S = 60.0
+"""How long a provider may take; the others wait."""
+_FOREVER_S = 366 * 86_400.0
 
 
 class Deployer:
@@ -48,11 +51,11 @@ class Deployer:
             try:
                 await self.run_once()
                 self._complaints.clear()
-                pause_s = min(self._next_s.values(), default=float("inf")) - monotonic_s()
-                await asyncio.sleep(max(0.0, pause_s) if self._next_s else _FOREVER_S)
+                pause_s = min(self._next_s.values(), default=monotonic_s() + _FOREVER_S) - monotonic_s()
             except ServerError as error:
                 self._complaints.note("cannot deploy schedules", error)
-                await asyncio.sleep(_RETRY_S * random.uniform(0.5, 1.5))
+                pause_s = _RETRY_S * random.uniform(0.5, 1.5)
+            await asyncio.sleep(max(0.0, pause_s))
 
     async def run_once(self) -> int:
         """Deploy what has not been, ask the providers whose time has come; returns how many entries changed.
@@ -71,7 +74,8 @@ class Deployer:
     async def _poll(self, provider: CronProvider) -> int:
         self._next_s[provider.owner] = monotonic_s() + provider.every_ms / 1000
         try:
-            wished = await provider.poll()
+            async with asyncio.timeout(_POLL_S):
+                wished = await provider.poll()
         except Exception:
             # It said nothing, which is not the same as saying that there should be no entries.
             log.exception(
@@ -83,7 +87,7 @@ class Deployer:
     async def _follow(self, owner: str, wished: Iterable[CronEntry]) -> int:
         wished = list(wished)
         steps = follow(self._keys, self._served, owner, wished, self._timetable.gone)
-        done: Followed = await self._walk(steps)
+        done = await self._walk(steps)
         if done.written or done.removed:
             log.info("schedules deployed owner=%s written=%d removed=%d", owner, done.written, done.removed)
         for entry_id in done.refused:
@@ -96,14 +100,12 @@ class Deployer:
                 )
         return done.written + done.removed
 
-    async def _walk(self, steps: Steps[Any]) -> Any:
-        command = next(steps)
+    async def _walk(self, steps: Steps[Followed]) -> Followed:
+        reply: Any = None
         while True:
-            reply = await self._runner.run(command)
             try:
                 command = steps.send(reply)
             except StopIteration as done:
-                return done.value
-
-
-_FOREVER_S = 366 * 86_400.0
+                followed: Followed = done.value
+                return followed
+            reply = await self._runner.run(command)

@@ -29,6 +29,14 @@ async def work(seconds: float = 0.0) -> None:
     note("end")
 
 
+@app.task(name="tick")
+async def tick() -> None:
+    """Notes the tick of the schedule that enqueued it, and its own id."""
+    task = current_task()
+    assert task.tick is not None
+    journal.write("tick", f"{round(task.tick.timestamp() * 1000)}:{task.id}")
+
+
 @app.task(name="block")
 def block(seconds: float) -> None:
     """Sits in a thread, which nobody can cancel."""

@@ -11,12 +11,17 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, assert_type
+from zoneinfo import ZoneInfo
 
 from streamq import (
     INJECTED,
     CallNext,
     Client,
     Concurrency,
+    Cron,
+    CronEvent,
+    CronInfo,
+    CronTick,
     Depends,
     Drop,
     Exponential,
@@ -380,3 +385,57 @@ policies = [
     Retry(3, delay=Fixed(0.5)),
     Retry(delay=timedelta(seconds=1)),
 ]
+
+
+# Schedules
+
+
+@app.task
+async def summary(number: int) -> str:
+    return str(number)
+
+
+app.cron("nightly", "0 3 * * *", summary.call(1), tz="Europe/Berlin", jitter=30, misfire="skip")
+app.cron(
+    "often", timedelta(seconds=90), summary.call(1), tz=ZoneInfo("UTC"), start=datetime.now(UTC), end=None
+)
+
+
+@app.cron_provider(every=timedelta(minutes=5))
+async def wished() -> list[Cron]:
+    return [Cron("mine", "@daily", summary.call(2), misfire="all")]
+
+
+@app.cron_provider()
+def wished_too() -> Iterator[Cron]:
+    yield Cron("mine too", timedelta(hours=1), app.call("summary", {"number": 1}))
+
+
+@app.before_fire
+def about_to_fire(event: CronEvent) -> None:
+    logging.getLogger("cron").info("%s at %s", event.id, event.tick)
+
+
+@app.after_fire
+async def has_fired(event: CronEvent) -> None:
+    assert_type(event.error, BaseException | None)
+
+
+async def steer_schedules() -> None:
+    await app.crons.add(Cron("mine", "@daily", summary.call(2)))
+    await app.crons.change(Cron("mine", "@weekly", summary.call(2)))
+    await app.crons.pause("mine")
+    await app.crons.resume("mine", queue="default")
+    assert_type(await app.crons.fire("mine"), TaskHandle[Any])
+    assert_type(await app.crons.list(), list[CronInfo])
+    assert_type(await app.crons.get("mine"), CronInfo)
+    assert_type(await app.crons.history(limit=10, offset=5), list[CronTick])
+    await app.crons.remove("mine")
+
+
+def steer_schedules_blocking() -> None:
+    with app.sync() as client:
+        client.crons.add(Cron("mine", "@daily", summary.call(2)))
+        assert_type(client.crons.fire("mine"), SyncTaskHandle[Any])
+        assert_type(client.crons.list(queue="default"), list[CronInfo])
+        assert_type(client.crons.history(), list[CronTick])
