@@ -8,6 +8,7 @@ can be wrong is found here, once, and is an error of the registration.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Hashable, Iterator
@@ -202,7 +203,7 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter, cont
         found = typing.get_type_hints(holder, globals_, locals_, include_extras=True)[parameter.name]
     except Exception as error:
         text = getattr(annotation, "__forward_arg__", None) or str(annotation)
-        meant = "Depends" in text or text.rpartition(".")[2] == context_type.__name__
+        meant = re.search(r"\bDepends\b", text) or text.rpartition(".")[2] == context_type.__name__
         if meant or isinstance(parameter.default, Injected):
             raise _wrong(
                 function,

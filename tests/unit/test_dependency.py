@@ -16,6 +16,8 @@ from streamq.model.dependency import Kind, Needs, needs_of, provider_of
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    DependsOnPrice = Decimal
+
 
 class Db:
     """Something to be had."""
@@ -74,7 +76,9 @@ def read(function: Callable[..., Any]) -> Needs | None:
 def test_a_handler_without_dependencies_wants_nothing() -> None:
     """Nor does one whose annotations cannot be evaluated and do not matter here."""
 
-    def handler(number: int, price: Decimal, *rest: Any, db: Db | None = None, **more: Any) -> None: ...
+    def handler(
+        number: int, price: Decimal, kind: DependsOnPrice, *rest: Any, db: Db | None = None, **more: Any
+    ) -> None: ...
 
     for plain in (handler, print, len, dict.get, functools.partial(handler, 1)):
         assert read(plain) is None, plain
