@@ -66,8 +66,6 @@ def main() -> None:
     if start is None:
         return
     sys.argv[:] = start["argv"]
-    if start["log"] is not None:
-        logging.basicConfig(level=start["log"][0], format=start["log"][1])
     try:
         with asyncio.Runner(loop_factory=_loop_factory(start["uvloop"])) as runner:
             runner.run(_serve(link, start))
@@ -80,6 +78,8 @@ async def _serve(link: Link, start: Mapping[str, Any]) -> None:
         try:
             app = load(Home.of_frame(start["home"]))
             definitions = app.definitions()
+            if start["log"] is not None:  # as in the worker: what the app has set up itself wins
+                logging.basicConfig(level=start["log"][0], format=start["log"][1])
             await stack.enter_async_context(app)
             state = None if app.lifespan is None else await stack.enter_async_context(app.lifespan())
         except BaseException as error:  # noqa: BLE001  # also sys.exit while importing: the worker must hear

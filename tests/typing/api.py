@@ -29,10 +29,12 @@ from streamq import (
     GroupInfo,
     GroupRule,
     Inspector,
+    Isolation,
     Limits,
     Listed,
     Member,
     Permit,
+    Progress,
     QueueInfo,
     QueueLimits,
     Reason,
@@ -257,6 +259,7 @@ async def produce() -> None:
         assert_type(handle, TaskHandle[str])
         assert_type(await handle.result(timeout=10), str)
         assert_type(await handle.info(), TaskInfo)
+        assert_type(await handle.progress(), Progress | None)
         assert_type((await handle.info()).state, State)
         assert_type((handle.id, handle.queue, handle.created), tuple[str, str, bool])
 
@@ -306,6 +309,7 @@ def produce_blocking() -> None:
         assert_type(handle, SyncTaskHandle[str])
         assert_type(handle.result(timeout=timedelta(seconds=5)), str)
         assert_type(handle.info(), TaskInfo)
+        assert_type(handle.progress(), Progress | None)
         assert_type(client.enqueue(make_report.call(datetime.now(UTC)), retry=1), SyncTaskHandle[list[int]])
         assert_type(client.enqueue("email:send", {"to": "a"}, priority="low"), SyncTaskHandle[Any])
         assert_type(client.enqueue_many([send_mail.call("a", "b")]), list[SyncTaskHandle[str]])
@@ -439,3 +443,24 @@ def steer_schedules_blocking() -> None:
         assert_type(client.crons.fire("mine"), SyncTaskHandle[Any])
         assert_type(client.crons.list(queue="default"), list[CronInfo])
         assert_type(client.crons.history(), list[CronTick])
+
+
+# Child processes
+
+
+@app.task(isolate=Isolation(memory=256 << 20, cpu=timedelta(minutes=1), files=64, runs=1))
+def convert(path: str) -> int:
+    current_task().progress(0.5, "half of it")
+    current_task().progress(None)
+    return len(path)
+
+
+@app.task(isolate=True, timeout=60)
+async def convert_async(path: str) -> int:
+    return len(path)
+
+
+async def enqueue_isolated() -> None:
+    assert_type(await (await convert.enqueue("a.pdf")).result(), int)
+    assert_type(await (await convert_async.enqueue("a.pdf")).result(), int)
+    assert_type(convert("a.pdf"), int)

@@ -29,6 +29,8 @@ from tests.servers import Server
 from tests.support import SHORT, eventually, live
 from tests.worker import isolated
 
+pytestmark = pytest.mark.processes
+
 
 class Stage:
     """A worker of the isolated app on the test's server and namespace, and a client."""
