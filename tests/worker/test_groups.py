@@ -287,6 +287,23 @@ async def test_the_blocking_client_waits_for_a_member_too(app: StreamQ, batches:
             assert time.monotonic() - began < 4
 
 
+async def test_a_member_tells_how_far_its_batch_is(app: StreamQ) -> None:
+    said, ends = asyncio.Event(), asyncio.Event()
+
+    @app.batch_task(name="t", group_rule=SOON)
+    async def task(_members: list[Member]) -> None:
+        current_task().progress(0.5, "half of them")
+        said.set()
+        await ends.wait()
+
+    handle = await task.in_group("g").enqueue(1)
+    async with running(app):
+        await said.wait()
+        progress = await eventually(handle.progress)
+        ends.set()
+    assert (progress.fraction, progress.text) == (0.5, "half of them")
+
+
 async def test_a_member_of_a_batch_that_is_not_kept_has_no_result(app: StreamQ, batches: Batches) -> None:
     task = app.batch_task(name="t", group_rule=SOON)(batches)
     handle = await task.in_group("g").enqueue(1)
