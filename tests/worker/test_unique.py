@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from streamq import Drop, Inspector, SkipRetry, State, StreamQ, Unique
+from streamq.broker import working
+from streamq.broker.command import Command
+from streamq.broker.keys import QueueKeys
 from streamq.errors import DuplicateTask
 from streamq.model.retry import Retry
 from tests.servers import Server
@@ -220,13 +224,24 @@ async def test_keep_last_lets_the_newest_win_over_a_retry(app: StreamQ, server: 
         assert (await inspector.queue("default")).size == 0
 
 
-async def test_plain_tasks_cause_no_tidying(app: StreamQ, server: Server) -> None:
+@pytest.mark.parametrize("unique", [None, True])
+async def test_only_tasks_with_a_lock_cause_tidying(
+    app: StreamQ, monkeypatch: pytest.MonkeyPatch, unique: Any
+) -> None:
     """Nothing of this costs those who do not ask for it: one script call settles them, as before."""
-    task = app.task(name="t")(returns)
+    tidied: list[bytes] = []
+    tidy = working.tidy
+
+    def noted(queue: QueueKeys, ids: Sequence[bytes]) -> Command[working.Tidied]:
+        tidied.extend(ids)
+        return tidy(queue, ids)
+
+    monkeypatch.setattr(working, "tidy", noted)
+
+    @app.task(name="t", unique=unique)
+    async def task(n: int) -> None: ...
+
     async with running(app) as worker:
-        await app.enqueue_many(task.call() for _ in range(10))
+        handles = await app.enqueue_many(task.call(n) for n in range(10))
         await eventually(lambda: worker.settler.settled == 10)
-        before = server.commandstats().get("hmget", 0)
-        await app.enqueue_many(task.call() for _ in range(10))
-        await eventually(lambda: worker.settler.settled == 20)
-        assert server.commandstats().get("hmget", 0) == before
+    assert sorted(tidied) == sorted(handle.id.encode() for handle in handles if unique)
