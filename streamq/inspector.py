@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
@@ -17,7 +16,6 @@ from streamq.broker import (
     presence,
     producing,
     steering,
-    sweeping,
 )
 from streamq.broker.address import Address
 from streamq.broker.command import Command
@@ -251,8 +249,7 @@ class Inspector:
         """
         queue = await self._known(name)
         now_ms = await self._runner.run(presence.server_time())
-        found = await self._walk(auditing.audit(queue, utc_day(now_ms)))
-        return replace(found, swept=sum(await self._walk(sweeping.sweep(queue, now_ms))))
+        return await self._walk(auditing.audit(queue, now_ms))
 
     async def remove_queue(self, name: str, *, force: bool = False) -> None:
         """Remove a queue with all its keys.

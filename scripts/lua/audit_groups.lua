@@ -6,7 +6,7 @@
 -- KEYS[4] parked – hash, task id to lane, crashes and message
 -- KEYS[5] stats – hash, counters over all time
 -- KEYS[6] day – hash, counters of this UTC day
--- ARGV[1] cursor – where to go on, 0 to begin
+-- ARGV[1] cursor – where to go on, 0 to begin; "g" and a number among the groups, which come after the members
 -- ARGV[2] limit – about how many members to look at
 -- RETURNS {cursor, vanished, repaired, quarantined}: where to go on (empty: all are searched); members dropped; groups and
 --         records of members made again; 0
@@ -15,6 +15,19 @@ local aggregating, groups, grouped, parked, stats, day = KEYS[1], KEYS[2], KEYS[
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local vanished, repaired = 0, 0
+
+local among_groups = string.match(ARGV[1], '^g(%d+)$')
+if among_groups then
+  -- A group without members is none: nothing is lost with it.
+  local page = redis.call('ZSCAN', groups, among_groups, 'COUNT', ARGV[2])
+  for i = 1, #page[2], 2 do
+    local group = page[2][i]
+    if redis.call('ZLEXCOUNT', aggregating, '[' .. group .. '\0', '(' .. group .. '\1') == 0 then
+      redis.call('ZREM', groups, group)
+    end
+  end
+  return {page[1] == '0' and '' or 'g' .. page[1], 0, 0, 0}
+end
 
 local page = redis.call('ZSCAN', aggregating, ARGV[1], 'COUNT', ARGV[2])
 for i = 1, #page[2], 2 do
@@ -47,4 +60,4 @@ if vanished + repaired > 0 then
   end
   redis.pcall('EXPIRE', day, 7776000)
 end
-return {page[1] == '0' and '' or page[1], vanished, repaired, 0}
+return {page[1] == '0' and 'g0' or page[1], vanished, repaired, 0}

@@ -10,11 +10,14 @@ Owns the commands and the order in which they are sent; who sends them, and how 
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
 from streamq.broker.scripts import script
+from streamq.broker.sweeping import sweep
+from streamq.clock import utc_day
 from streamq.model.info import Audit
 from streamq.model.lanes import LANES, Lane
 
@@ -43,15 +46,27 @@ def claim(queue: QueueKeys, worker_id: str, period_ms: int) -> Command[bool]:
     return Command(None, (queue.audited,), words, lambda reply: reply is not None)
 
 
-def audit(queue: QueueKeys, day: str) -> Generator[Command[Page], Page, Audit]:
-    """Every page of an audit, one after the other: send each command, and hand its reply in."""
-    found = Audit()
-    for first, page_of in _parts(queue, day):
+def audit(queue: QueueKeys, now_ms: int) -> Generator[Command[Any], Any, Audit]:
+    """Every step of an audit, one after the other: send each command, and hand its reply in.
+
+    The sweep belongs to it: it must not look at tasks before they are where they belong, and who waits
+    behind a lock can be judged only when the locks are in order. ``now_ms`` is Redis's time.
+    """
+    day = utc_day(now_ms)
+    found = yield from _walk(_parts(queue, day), Audit())
+    swept = yield from sweep(queue, now_ms)
+    found = replace(found, swept=sum(swept))
+    return (yield from _walk([(b"0", lambda cursor: audit_behind(queue, day, cursor))], found))
+
+
+def _walk(parts: list[tuple[bytes, Any]], found: Audit) -> Generator[Command[Page], Page, Audit]:
+    for first, page_of in parts:
         cursor = first
         while cursor:
             page = yield page_of(cursor)
             cursor = page.cursor
-            found = Audit(
+            found = replace(
+                found,
                 vanished=found.vanished + page.vanished,
                 repaired=found.repaired + page.repaired,
                 quarantined=found.quarantined + page.quarantined,
@@ -67,6 +82,7 @@ def _parts(queue: QueueKeys, day: str) -> list[tuple[bytes, Any]]:
     return [
         *((b"-", lambda cursor, lane=lane: audit_lane(queue, lane, day, cursor)) for lane in LANES),
         (b"0 0", lambda cursor: audit_index(queue, day, cursor)),
+        *((b"-", lambda cursor, lane=lane: audit_entries(queue, lane, day, cursor)) for lane in LANES),
         *(
             (b"0", lambda cursor, which=which: audit_sets(queue, which, day, cursor))
             for which in range(_ZSETS)
@@ -91,6 +107,13 @@ def audit_index(queue: QueueKeys, day: str, cursor: bytes) -> Command[Page]:
     return Command(script("audit_index"), keys, (cursor, _RECORDS, _BYTES), _parse)
 
 
+def audit_entries(queue: QueueKeys, lane: Lane, day: str, cursor: bytes) -> Command[Page]:
+    """Give entries a record in the index, if it has fewer than there are entries. After ``audit_index``."""
+    kept = (queue.index, queue.parked, queue.archived)
+    keys = (*queue.lanes.values(), *kept, queue.stats, queue.stats_of(day))
+    return Command(script("audit_entries"), keys, (lane.value, cursor, _BODIES), _parse)
+
+
 def audit_sets(queue: QueueKeys, which: int, day: str, cursor: bytes) -> Command[Page]:
     """Drop ids without a body from one of the sorted sets, counted from 0."""
     keys = (*_zsets(queue), queue.parked, queue.stats, queue.stats_of(day))
@@ -102,6 +125,12 @@ def audit_groups(queue: QueueKeys, day: str, cursor: bytes) -> Command[Page]:
     groups = (queue.aggregating, queue.groups, queue.grouped)
     keys = (*groups, queue.parked, queue.stats, queue.stats_of(day))
     return Command(script("audit_groups"), keys, (cursor, _RECORDS), _parse)
+
+
+def audit_behind(queue: QueueKeys, day: str, cursor: bytes) -> Command[Page]:
+    """Make those due that wait behind a lock that does not know of them. After the sweep."""
+    keys = (queue.scheduled, queue.unique, queue.owners, queue.stats, queue.stats_of(day))
+    return Command(script("audit_behind"), keys, (cursor, _RECORDS, queue.hints), _parse)
 
 
 def audit_parked(queue: QueueKeys, day: str, cursor: bytes) -> Command[Page]:

@@ -116,6 +116,8 @@ EDGES: dict[str, frozenset[tuple[Ends, Ends]]] = {
         }
     ),
     "audit_lane": frozenset({(Edge.LOST, State.READY), (Edge.LOST, State.ARCHIVED)}),
+    "audit_behind": frozenset({(Edge.LOST, State.SCHEDULED)}),
+    "audit_entries": frozenset({(Edge.LOST, State.READY), (Edge.LOST, State.ARCHIVED)}),
     "audit_groups": frozenset({(State.AGGREGATING, Edge.GONE)}),
     "audit_parked": frozenset({(Edge.LOST, State.ARCHIVED), (Edge.LOST, State.AGGREGATING)}),
     "audit_sets": frozenset(

@@ -16,8 +16,7 @@ from streamq.broker import auditing
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
 from streamq.broker.runner import AsyncRunner
-from streamq.broker.sweeping import sweep
-from streamq.clock import ServerClock, utc_day
+from streamq.clock import ServerClock
 from streamq.errors import ServerError
 from streamq.worker.complaints import Complaints
 from streamq.worker.rounds import each
@@ -64,17 +63,15 @@ class Auditor:
         period_ms = int(_PERIOD_S * 1000)
         if not await self._runner.run(auditing.claim(queue, self._worker_id, period_ms)):
             return 0
-        now_ms = self._clock.now_ms()
-        found = await self._walk(auditing.audit(queue, utc_day(now_ms)))
+        found = await self._walk(auditing.audit(queue, self._clock.now_ms()))
         if found.total:
             log.error(
                 "the data of a queue did not fit together "
                 "queue=%s vanished=%d repaired=%d quarantined=%d",
                 queue.name, found.vanished, found.repaired, found.quarantined,
             )  # fmt: skip
-        swept = await self._walk(sweep(queue, now_ms))
-        if any(swept):
-            log.info("swept what tasks had left queue=%s freed=%d woken=%d outdated=%d", queue.name, *swept)
+        if found.swept:
+            log.info("swept what tasks had left queue=%s count=%d", queue.name, found.swept)
         return found.total
 
     async def _walk(self, steps: Generator[Command[Any], Any, T]) -> T:

@@ -10,7 +10,7 @@ from streamq.broker.command import Command
 from streamq.broker.sweeping import sweep as sweep_steps
 from streamq.broker.working import Tidied
 from streamq.model.info import Audit
-from tests.broker.stage import DAY, Stage
+from tests.broker.stage import Stage
 
 T = TypeVar("T")
 
@@ -26,8 +26,8 @@ def drive(stage: Stage, steps: Generator[Command[Any], Any, T]) -> T:
 
 
 def audit(stage: Stage) -> Audit:
-    """One whole audit."""
-    return drive(stage, audit_steps(stage.queue, DAY))
+    """One whole audit, with its sweep."""
+    return drive(stage, audit_steps(stage.queue, stage.now_ms()))
 
 
 def sweep(stage: Stage) -> Tidied:

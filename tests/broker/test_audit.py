@@ -226,10 +226,10 @@ def test_a_group_that_nobody_would_make_a_batch_of_is_due_now(stage: Stage) -> N
 
 
 def test_a_member_without_a_body_is_dropped_and_counted(stage: Stage) -> None:
-    """B3."""
+    """B3, B36: and its lock is free."""
     members(stage)
     stage.redis.hdel(stage.queue.parked, "a")
-    assert audit(stage) == Audit(vanished=1)
+    assert audit(stage) == Audit(vanished=1, swept=1)
     assert stage.find("a").state is None
     assert sorted(stage.redis.hkeys(stage.queue.grouped)) == [b"b", b"c", b"later"]
     assert audit(stage) == NOTHING
@@ -244,11 +244,32 @@ def test_members_whose_rules_were_lost_go_with_the_others(stage: Stage) -> None:
     assert audit(stage) == NOTHING
 
 
+@pytest.mark.parametrize("lost", ["unique", "owners", "both"])
+def test_who_waits_behind_a_lock_that_was_deleted_does_not_wait_for_ever(stage: Stage, lost: str) -> None:
+    """B3: it is due now where the lock no longer knows of it; else the lock is found again."""
+    enqueue(stage, "a", mode="k")
+    [entry] = stage.fetch()
+    enqueue(stage, "b", mode="k")
+    assert audit(stage) == NOTHING
+    gone = {"unique", "owners"} if lost == "both" else {lost}
+    stage.redis.delete(*(getattr(stage.queue, name) for name in gone))
+    found = audit(stage)
+    assert found == (NOTHING if lost == "owners" else Audit(repaired=1))
+    assert audit(stage) == NOTHING
+    if lost == "owners":
+        assert stage.forward().moved == 0
+        stage.complete(entry)
+        assert audit(stage) == Audit(swept=1)
+    else:
+        stage.until(lambda: stage.forward().moved)
+    assert stage.find("b").state is State.READY
+
+
 def test_a_body_whose_group_is_gone_without_a_trace_is_archived(stage: Stage) -> None:
     """B3."""
     members(stage)
     stage.redis.delete(stage.queue.grouped, stage.queue.aggregating, stage.queue.groups)
-    assert audit(stage) == Audit(quarantined=3)
+    assert audit(stage) == Audit(quarantined=3, swept=3)
     assert stage.find("later").state is State.SCHEDULED
     body = stage.body("b")
     assert body is not None
@@ -294,6 +315,38 @@ def test_an_index_record_that_makes_no_sense_is_dropped(stage: Stage, place: byt
     stage.redis.hset(stage.queue.index, "odd", place)
     assert audit(stage) == Audit(vanished=1)
     assert stage.redis.hkeys(stage.queue.index) == [b"a"]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_an_entry_without_a_record_gets_it_again(stage: Stage, active: bool) -> None:
+    """B3: HDEL by hand; it can be found, and its id and its lock are taken. More than a page of them."""
+    ids = [f"t{number}" for number in range(60)]
+    stage.enqueue(*ids)
+    if active:
+        stage.fetch()
+    stage.enqueue("other", lane=Lane.LOW)
+    before = stage.redis.hgetall(stage.queue.index)
+    stage.redis.hdel(stage.queue.index, *ids[:40], "other")
+    assert audit(stage) == Audit(repaired=41)
+    assert stage.redis.hgetall(stage.queue.index) == before
+    assert stage.find("t7").state is (State.ACTIVE if active else State.READY)
+    assert stage.enqueue("t7", conflict="x") == [b"conflict"]
+    stage.redis.delete(stage.queue.index)
+    assert audit(stage) == Audit(repaired=61)
+    assert audit(stage) == NOTHING
+
+
+def test_a_ready_copy_of_a_task_is_set_aside(stage: Stage) -> None:
+    """B3: XADD by hand; of a task in a lane, and of one that waits elsewhere."""
+    stage.enqueue("a")
+    stage.enqueue("later", delay_ms=LONG_MS)
+    for id_ in ("a", "later"):
+        stage.redis.xadd(stage.queue.lanes[Lane.HIGH], {"id": id_, "m": f"copy of {id_}"})
+    assert audit(stage) == Audit(quarantined=2)
+    assert stage.find("a").state is State.READY
+    assert stage.find("later").state is State.SCHEDULED
+    kept = [stage.body(name) for name in stage.members(stage.queue.archived)]
+    assert sorted(body.message for body in kept if body) == [b"copy of a", b"copy of later"]
 
 
 def test_every_lane_deleted_by_hand(stage: Stage) -> None:

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from streamq.broker.command import Command
 from streamq.broker.grouping import flush_group
+from streamq.broker.keys import GROUP
 from streamq.broker.producing import GroupRule, LockRule, how
-from streamq.broker.working import Entry, parse_entries
+from streamq.broker.working import Entry, parse_entries, read_own
 from streamq.codec import decode_batch, decode_message
 from streamq.model.cancelling import CancelOutcome
 from streamq.model.info import Audit
@@ -276,6 +277,58 @@ class Machine:
         assert audit(self.queue) == Audit()
         self.queue.redis.unlink(*keys.every)
 
+    # What people with redis-cli do
+
+    def spoil(self, choose: Numbers) -> None:
+        """One thing done by hand to a random part of the data."""
+        keys, redis = self.queue.queue, self.queue.redis
+        lane = choose.pick(list(keys.lanes.values()))
+        hashes = (keys.index, keys.parked, keys.grouped, keys.unique, keys.owners)
+        zsets = (keys.scheduled, keys.retry, keys.archived, keys.aggregating, keys.groups)
+        match choose.pick(("hdel", "zrem", "xdel", "xack", "delconsumer", "setid", "key", "copy")):
+            case "hdel":
+                hash_ = choose.pick(hashes)
+                if fields := sorted(redis.hkeys(hash_)):
+                    redis.hdel(hash_, choose.pick(fields))
+            case "zrem":
+                zset = choose.pick(zsets)
+                if names := redis.zrange(zset, 0, -1):
+                    redis.zrem(zset, choose.pick(names))
+            case "xdel" | "xack" as verb:
+                if rows := redis.xrange(lane):
+                    entry = choose.pick(rows)[0]
+                    redis.xdel(lane, entry) if verb == "xdel" else redis.xack(lane, GROUP, entry)
+            case "delconsumer" if redis.exists(lane) and redis.xinfo_groups(lane):
+                redis.xgroup_delconsumer(lane, GROUP, choose.pick(WORKERS))
+            case "setid" if redis.exists(lane) and redis.xinfo_groups(lane) and not self.paused:
+                redis.xgroup_setid(lane, GROUP, "$")
+            case "key":
+                redis.delete(choose.pick((*hashes, *zsets, lane)))
+            case "copy":
+                redis.xadd(lane, {"id": choose.pick([*self.life.tasks, "strange"]), "m": "by hand"})
+
+    def end_without_the_model(self) -> None:
+        """What is left after hands have been at it runs to its end, and nothing stays behind."""
+        keys, redis = self.queue.queue, self.queue.redis
+        if self.paused:
+            self.queue.resume()
+        for _ in range(20):
+            self.forward()
+            self.queue.run(flush_group(keys, [self.fresh("batch")[0] for _ in range(3)]))
+            self.queue.fetch("w3")
+            for lane in LANES:
+                self.queue.recover(lane, dead="w1")
+                self.queue.recover(lane, dead="w2")
+                rows = self.queue.run(read_own(lane, keys.lanes[lane], "w3", b"0"))[0]
+                if rows:
+                    assert set(self.queue.complete(*rows)) == {b"ok"}
+            sweep(self.queue)
+        lives = (keys.scheduled, keys.retry, keys.aggregating, keys.groups, keys.index)
+        assert redis.exists(*lives) == 0
+        assert self.lanes() == []
+        assert audit(self.queue).total == 0
+        redis.unlink(*keys.every)
+
 
 STEPS: dict[Callable[[Machine, Numbers], None], int] = {
     Machine.enqueue: 1,
@@ -321,6 +374,41 @@ def test_every_accepted_task_is_always_in_one_place_and_runs_in_the_end(
             step(machine, Numbers(number))
             machine.every_task_is_where_it_must_be()
         machine.end()
+
+    try:
+        live()
+    finally:
+        stage.close()
+
+
+@pytest.mark.slow
+def test_whatever_is_done_by_hand_one_audit_makes_the_queue_whole_again(
+    server: Server, namespace: str
+) -> None:
+    """B3, B42: what is left of each task is in one place then, and everything that lives can run."""
+    stage, lives = Stage(server, namespace), count()
+
+    @settings(
+        max_examples=60,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.lists(EVENTS, min_size=15, max_size=30),
+        st.lists(st.integers(0, 2**24), min_size=1, max_size=4),
+    )
+    def live(events: list[tuple[Callable[[Machine, Numbers], None], int]], hands: list[int]) -> None:
+        machine = Machine(stage.beside(f"q{next(lives)}"))
+        for step, number in events:
+            step(machine, Numbers(number))
+        for number in hands:
+            machine.spoil(Numbers(number))
+        audit(machine.queue)
+        machine.queue.check()
+        assert audit(machine.queue) == Audit()
+        machine.end_without_the_model()
 
     try:
         live()

@@ -76,6 +76,8 @@ BUILDERS: dict[str, list[Callable[[QueueKeys], Command[Any]]]] = {
     "audit_lane": [lambda queue: auditing.audit_lane(queue, Lane.HIGH, DAY, b"-")],
     "audit_index": [lambda queue: auditing.audit_index(queue, DAY, b"0 0")],
     "audit_sets": [lambda queue: auditing.audit_sets(queue, 3, DAY, b"0")],
+    "audit_behind": [lambda queue: auditing.audit_behind(queue, DAY, b"0")],
+    "audit_entries": [lambda queue: auditing.audit_entries(queue, Lane.HIGH, DAY, b"-")],
     "audit_groups": [lambda queue: auditing.audit_groups(queue, DAY, b"0")],
     "audit_parked": [lambda queue: auditing.audit_parked(queue, DAY, b"0")],
     "flush_group": [lambda queue: grouping.flush_group(queue, ["b1", "b2"])],
