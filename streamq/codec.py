@@ -139,6 +139,8 @@ def decode_frame(body: bytes) -> dict[str, Any]:
 
 
 _CRON_VERSION = 1
+_LATEST_MS = 253_402_300_799_000
+"""The end of the year 9999."""
 _CRON_KEYS: dict[str, type | tuple[type, ...]] = {
     "v": int,
     "s": list,
@@ -195,8 +197,9 @@ def decode_cron(entry_id: str, queue: str, stored: bytes) -> CronEntry:
 
 def _read_schedule(fields: list[Any]) -> Schedule:
     match fields:
-        case [str(), str(), int(), int() | None, int() | None, str()]:
-            return Schedule(*fields)
+        case [str(), str(), int() as jitter, int() | None as start, int() | None as end, str()]:
+            if all(0 <= (ms or 0) <= _LATEST_MS for ms in (jitter, start, end)):
+                return Schedule(*fields)
     raise MessageError("the schedule of a cron entry makes no sense")
 
 

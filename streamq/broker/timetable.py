@@ -21,7 +21,7 @@ from streamq.codec import decode_cron, decode_message, encode_cron
 from streamq.cron import Ticks
 from streamq.errors import ServerRefused, StoredDataError
 from streamq.model.info import moment
-from streamq.model.schedule import CronEntry, CronInfo, Gone
+from streamq.model.schedule import CronEntry, CronInfo
 
 T = TypeVar("T")
 Steps = Generator[Command[Any], Any, T]
@@ -79,14 +79,20 @@ class Followed(NamedTuple):
 
 
 def follow(
-    keys: Keys, names: Iterable[str], owner: str, wished: Iterable[CronEntry], gone: Gone
+    keys: Keys,
+    names: Iterable[str],
+    owner: str,
+    wished: Iterable[CronEntry],
+    is_gone: Callable[[str], bool],
 ) -> Steps[Followed]:
-    """Make the owner's entries those that are wished, in the queues of these names. Returns Followed.
+    """Make the owner's entries those that are wished. Returns Followed.
 
-    Whether an entry is paused stays as it is. Entries of others are left alone, also where one
+    In the queues of these names, entries that are not wished are removed where ``is_gone`` says so of
+    their owner. Whether an entry is paused stays as it is. Entries of others are left alone, also where one
     has an id that is wished here.
     """
-    by_queue: dict[str, dict[str, CronEntry]] = {name: {} for name in names}
+    served = frozenset(names)
+    by_queue: dict[str, dict[str, CronEntry]] = {name: {} for name in sorted(served)}
     for entry in wished:
         by_queue.setdefault(entry.queue, {})[entry.id] = replace(entry, owner=owner)
     written = removed = 0
@@ -99,8 +105,8 @@ def follow(
             word = yield from _write(keys, queue, entry, stored.get(entry.id, b""), due)
             written += word == "written"
             refused += [entry.id] if word == "refused" else []
-        if gone == "remove":
-            removed += yield from _remove_gone(queue, owner, stored, entries)
+        if name in served:
+            removed += yield from _remove_gone(queue, is_gone, stored, entries)
     return Followed(written, removed, refused)
 
 
@@ -127,12 +133,15 @@ def _write(
 
 
 def _remove_gone(
-    queue: QueueKeys, owner: str, stored: Mapping[str, bytes], wished: Mapping[str, CronEntry]
+    queue: QueueKeys,
+    is_gone: Callable[[str], bool],
+    stored: Mapping[str, bytes],
+    wished: Mapping[str, CronEntry],
 ) -> Steps[int]:
     removed = 0
     for entry_id, value in stored.items():
         old = None if entry_id in wished else _readable(entry_id, queue, value)
-        if old is not None and old.owner == owner:
+        if old is not None and is_gone(old.owner):
             removed += (yield set_cron(queue, entry_id, value, b"", None)) == b"ok"
     return removed
 

@@ -23,6 +23,7 @@ from streamq.model.options import UNSET
 from streamq.model.schedule import (
     BY_HAND,
     DEFAULT_OWNER,
+    OWNER_SEPARATOR,
     Cron,
     CronEntry,
     CronProvider,
@@ -75,7 +76,9 @@ class Crontab:
     """What one app has said of its schedules."""
 
     def __init__(self, owner: str = DEFAULT_OWNER, gone: Gone = "remove") -> None:
-        self._owner = check_name("cron_owner", owner)
+        if OWNER_SEPARATOR in check_name("cron_owner", owner):
+            raise OptionError("cron_owner", f"must not contain {OWNER_SEPARATOR}")
+        self._owner = owner
         if gone not in ("remove", "keep"):
             raise OptionError("cron_gone", "must be 'remove' or 'keep'")
         self._gone = gone
@@ -104,8 +107,9 @@ class Crontab:
         every_ms = duration_ms("every", every)
         if every_ms < _LEAST_POLL_MS:
             raise OptionError("every", f"must be at least {_LEAST_POLL_MS} ms")
-        name = getattr(source, "__qualname__", type(source).__qualname__)
-        owner = f"{self._owner}/{check_name('cron_provider', name)}"
+        named: Any = source if hasattr(source, "__qualname__") else type(source)
+        name = check_name("cron_provider", f"{named.__module__}.{named.__qualname__}")
+        owner = f"{self._owner}{OWNER_SEPARATOR}{name}"
         if any(provider.owner == owner for provider in self._providers):
             raise RegistrationError("cron_provider", f"{name!r} is registered already")
 

@@ -21,6 +21,8 @@ DEFAULT_MISFIRE: Misfire = "one"
 """After an outage a nightly job is wanted once, late; three days' worth of an hourly one are not."""
 Gone = Literal["remove", "keep"]
 DEFAULT_OWNER = "app"
+OWNER_SEPARATOR = "/"
+"""Between an app's name and a provider's, which together own what the provider said."""
 BY_HAND = ""
 """The owner of entries that were made at run time: no deploy changes or removes them."""
 
@@ -156,3 +158,10 @@ class Timetable:
     providers: tuple[CronProvider, ...] = ()
     before_fire: tuple[FireHook, ...] = ()
     after_fire: tuple[FireHook, ...] = ()
+
+    def owns(self, owner: str) -> bool:
+        """Whether entries of that owner are the code's: its own, and those of providers that it had."""
+        if owner == self.owner:
+            return True
+        of_provider = owner.startswith(f"{self.owner}{OWNER_SEPARATOR}")
+        return of_provider and all(owner != provider.owner for provider in self.providers)

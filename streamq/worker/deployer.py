@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from streamq.broker.keys import Keys, QueueKeys
@@ -64,12 +64,18 @@ class Deployer:
         """
         changed = 0
         if not self._deployed:
-            changed += await self._follow(self._timetable.owner, self._timetable.entries)
+            changed += await self._deploy()
             self._deployed = True
         for provider in self._timetable.providers:
             if self._next_s[provider.owner] <= monotonic_s():
                 changed += await self._poll(provider)
         return changed
+
+    async def _deploy(self) -> int:
+        told = self._timetable
+        return await self._follow(
+            told.owner, told.entries, lambda owner: told.gone == "remove" and told.owns(owner)
+        )
 
     async def _poll(self, provider: CronProvider) -> int:
         self._next_s[provider.owner] = monotonic_s() + provider.every_ms / 1000
@@ -82,11 +88,10 @@ class Deployer:
                 "a provider of schedules failed; its entries stay as they are owner=%s", provider.owner
             )
             return 0
-        return await self._follow(provider.owner, wished)
+        return await self._follow(provider.owner, wished, lambda owner: owner == provider.owner)
 
-    async def _follow(self, owner: str, wished: Iterable[CronEntry]) -> int:
-        wished = list(wished)
-        steps = follow(self._keys, self._served, owner, wished, self._timetable.gone)
+    async def _follow(self, owner: str, wished: Iterable[CronEntry], is_gone: Callable[[str], bool]) -> int:
+        steps = follow(self._keys, self._served, owner, wished, is_gone)
         done = await self._walk(steps)
         if done.written or done.removed:
             log.info("schedules deployed owner=%s written=%d removed=%d", owner, done.written, done.removed)

@@ -17,7 +17,7 @@ import itertools
 import logging
 import random
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ from streamq.broker.command import Command, Word
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.producing import MAX_BATCH_BYTES, MAX_BATCH_TASKS, Enqueued, TickGuard, enqueue, register
 from streamq.broker.runner import AsyncRunner
-from streamq.broker.scheduling import Due, look, skip_cron, task_words
+from streamq.broker.scheduling import Due, look, next_ticks, skip_cron, stored_entries, task_words
 from streamq.clock import ServerClock, monotonic_s
 from streamq.codec import decode_cron, decode_message
 from streamq.cron import Step, Ticks, decide
@@ -34,7 +34,7 @@ from streamq.model.info import instant
 from streamq.model.schedule import CronEntry, CronEvent, Timetable
 from streamq.worker.complaints import Complaints
 from streamq.worker.rounds import each
-from streamq.worker.tick_teller import TickTeller
+from streamq.worker.tick_teller import Known, TickTeller
 
 log = logging.getLogger("streamq.scheduler")
 
@@ -61,6 +61,7 @@ class _Fire:
     words: list[Word]
     task_id: str
     event: CronEvent
+    due_ms: int
 
     @property
     def size(self) -> int:
@@ -108,7 +109,7 @@ class Scheduler:
             return
         earliest_s = min(self._expected_s.values(), default=float("inf"))
         self._expected_s[queue] = monotonic_s() + wait_ms / 1000
-        if self._expected_s[queue] < earliest_s:
+        if self._expected_s[queue] < earliest_s or self._is_new(queue):
             self._woken.set()
 
     async def run(self) -> None:
@@ -123,7 +124,6 @@ class Scheduler:
                 self._complaints.clear()
             except ServerError as error:
                 self._complaints.note("cannot fire schedules", error)
-                await self._teller.missed(self._clock.now_ms(), error)
                 pause_s = _RETRY_S * random.uniform(1, 2)
 
     async def run_once(self, queues: Collection[QueueKeys] | None = None) -> int:
@@ -131,7 +131,11 @@ class Scheduler:
 
         Raises ServerError; what was not fired then stays due.
         """
-        fired = sum(await each(self._queues if queues is None else queues, self._fire_queue))
+        try:
+            fired = sum(await each(self._queues if queues is None else queues, self._fire_queue))
+        except ServerError as error:
+            await self._teller.missed(self._clock.now_ms(), error)
+            raise
         self.fired += fired
         return fired
 
@@ -141,7 +145,7 @@ class Scheduler:
             self._woken.clear()
             at_s = min(self._expected_s.values(), default=None)
             wait_s = None if at_s is None else at_s - monotonic_s()
-            if wait_s is not None and wait_s <= 0:
+            if wait_s is not None and (wait_s <= 0 or any(map(self._is_new, self._expected_s))):
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -152,11 +156,18 @@ class Scheduler:
         for name in self._expected_s.keys() - looked_after.keys():
             del self._expected_s[name]  # a queue that its worker has let go
         now_s = monotonic_s()
-        return [looked_after[name] for name, at_s in self._expected_s.items() if at_s <= now_s]
+        due = [name for name, at_s in self._expected_s.items() if at_s <= now_s or self._is_new(name)]
+        return [looked_after[name] for name in due]
+
+    def _is_new(self, queue: str) -> bool:
+        """Its entries are to be learned, because hooks want to hear of them while Redis is away."""
+        return self._teller.curious and not self._teller.knows(queue)
 
     # One queue
 
     async def _fire_queue(self, queue: QueueKeys) -> int:
+        if self._is_new(queue.name):
+            await self._learn(queue)
         fired = await self._resend(queue)
         while True:
             seen = await self._runner.run(look(queue))
@@ -172,8 +183,25 @@ class Scheduler:
             waits = [seen.wait_ms] + [-1 if at is None else max(0, at - seen.now_ms) for at in nexts]
             wait_ms = min((wait for wait in waits if wait >= 0), default=-1)
             if wait_ms != 0 or not plans:
-                self.expect(queue.name, wait_ms or round(_RETRY_S * 1000))
-                return fired
+                break
+        if self._teller.curious:
+            await self._learn(queue)
+        self.expect(queue.name, wait_ms or round(_RETRY_S * 1000))
+        return fired
+
+    async def _learn(self, queue: QueueKeys) -> None:
+        stored = await self._runner.run(stored_entries(queue))
+        ticks = await self._runner.run(next_ticks(queue))
+        known = [self._known(queue, member, due_ms, stored) for member, due_ms in ticks.items()]
+        self._teller.learn(queue.name, [one for one in known if one is not None])
+
+    def _known(
+        self, queue: QueueKeys, member: bytes, due_ms: int, stored: Mapping[str, bytes]
+    ) -> Known | None:
+        row = Due(member, due_ms, b"")
+        value = stored.get(row.entry_id)
+        plan = None if value is None else self._plan(queue, row._replace(stored=value), due_ms)
+        return None if plan is None else Known(plan.ticks, plan.event, due_ms)
 
     def _plan(self, queue: QueueKeys, row: Due, now_ms: int) -> _Plan | None:
         """What to do for one entry; None where it cannot be read here: another worker may be able to."""
@@ -201,7 +229,6 @@ class Scheduler:
                 break  # somebody else was quicker
             else:
                 log.warning("ticks missed and dropped cron=%s queue=%s", plan.entry.id, queue.name)
-        self._teller.note(plan.ticks, plan.event, plan.steps[-1].next_ms)
         return fires
 
     def _make(self, plan: _Plan, step: Step, now_ms: int) -> _Fire:
@@ -209,7 +236,7 @@ class Scheduler:
         guard = TickGuard(plan.row.member.decode(), step.due_ms, step.next_ms)
         task_id = f"{self._producer}-{next(self._task_numbers):x}"
         words = task_words(plan.entry, task_id, now_ms, tick_ms, guard)
-        return _Fire(words, task_id, replace(plan.event, tick=instant(tick_ms)))
+        return _Fire(words, task_id, replace(plan.event, tick=instant(tick_ms)), step.due_ms)
 
     # One call
 
@@ -228,11 +255,12 @@ class Scheduler:
         try:
             answer = await self._runner.run(call.command)
         except Unavailable:
-            raise  # it may have been stored: the same call is sent again first of all
-        except ServerError as error:
-            del self._unanswered[queue.name]
+            # It may have been stored. The same call is sent again first of all, and then its outcome told.
             for fire in call.fires:
-                await self._teller.after(replace(fire.event, error=error))
+                self._teller.will_tell(fire.event, fire.due_ms)
+            raise
+        except ServerError:
+            del self._unanswered[queue.name]  # refused: nothing was stored, and the ticks stay due
             raise
         del self._unanswered[queue.name]
         if answer.new_queue:

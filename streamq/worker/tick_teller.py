@@ -1,7 +1,7 @@
 """Tells the user's hooks of ticks: before they fire, and what came of them. A hook changes nothing.
 
-While Redis is away nobody can say which ticks are due. For the entries that this worker has seen tick
-it is computed here, so that hooks hear of each tick that did not fire.
+While Redis is away nobody can say which ticks are due. So where there are hooks, a worker remembers
+after each pass which entries there are, and computes it: hooks hear of each tick that did not fire.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ HOOK_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
-class _Known:
-    """An entry that has ticked here."""
+class Known:
+    """An entry as it stood when Redis was last asked."""
 
     ticks: Ticks
     event: CronEvent
@@ -37,12 +37,26 @@ class TickTeller:
     def __init__(self, timetable: Timetable) -> None:
         self._before = timetable.before_fire
         self._after = timetable.after_fire
-        self._known: dict[tuple[str, str], _Known] = {}
+        self._known: dict[str, list[Known]] = {}
 
-    def note(self, ticks: Ticks, event: CronEvent, next_ms: int | None) -> None:
-        """An entry has ticked, and will again at that moment."""
-        if self._after:
-            self._known[event.queue, event.id] = _Known(ticks, event, next_ms)
+    @property
+    def curious(self) -> bool:
+        """Somebody wants to hear of ticks that do not fire."""
+        return bool(self._after)
+
+    def knows(self, queue: str) -> bool:
+        """Whether its entries are known."""
+        return queue in self._known
+
+    def learn(self, queue: str, entries: list[Known]) -> None:
+        """These are the entries of the queue."""
+        self._known[queue] = entries
+
+    def will_tell(self, event: CronEvent, due_ms: int) -> None:
+        """What came of this tick is not known yet; it is told when it is."""
+        for known in self._known.get(event.queue, ()):
+            if known.event.id == event.id and known.next_ms is not None and known.next_ms <= due_ms:
+                known.next_ms = known.ticks.due_after(due_ms)
 
     async def before(self, event: CronEvent) -> None:
         """This tick is about to fire, unless another worker was quicker."""
@@ -54,7 +68,7 @@ class TickTeller:
 
     async def missed(self, now_ms: int, error: BaseException) -> None:
         """Redis cannot be used: tell of the ticks up to now that nobody has been told of yet."""
-        for known in list(self._known.values()):
+        for known in [known for entries in self._known.values() for known in entries]:
             for _ in range(MOST_TICKS):
                 due_ms = known.next_ms
                 if due_ms is None or due_ms > now_ms:

@@ -236,9 +236,19 @@ def test_an_entry_that_moved_to_another_queue_leaves_the_old_one(stage: Stage) -
     other = stage.beside("other")
     names = ["default", "other"]
     moved = entry(queue="other")
-    assert drive(stage, timetable.follow(stage.keys, names, "app", [moved], "remove")) == (1, 1, [])
+    assert drive(stage, timetable.follow(stage.keys, names, "app", [moved], "app".__eq__)) == (1, 1, [])
     assert stored(stage) == {}
     assert set(stored(other)) == {"nightly"}
+
+
+def test_nothing_is_removed_in_a_queue_that_is_not_served(stage: Stage) -> None:
+    """An entry of the code may go into any queue; who serves that one may have other code."""
+    other = stage.beside("other")
+    put(other, entry(id_="old", queue="other", owner="app"))
+    wished = [entry(queue="other")]
+    steps = timetable.follow(stage.keys, ["default"], "app", wished, "app".__eq__)
+    assert drive(stage, steps) == (1, 0, [])
+    assert set(stored(other)) == {"nightly", "old"}
 
 
 # Listing

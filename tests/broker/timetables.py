@@ -36,7 +36,8 @@ def put(stage: Stage, one: CronEntry) -> CronEntry | None:
 
 def follow(stage: Stage, *wished: CronEntry, owner: str = "app", gone: Any = "remove") -> timetable.Followed:
     names = [stage.queue.name]
-    return drive(stage, timetable.follow(stage.keys, names, owner, wished, gone))
+    is_gone = {owner} if gone == "remove" else set()
+    return drive(stage, timetable.follow(stage.keys, names, owner, wished, is_gone.__contains__))
 
 
 def next_of(stage: Stage) -> dict[str, int]:

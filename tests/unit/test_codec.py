@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from streamq.codec import (
     MessageTemplate,
     check_headers,
+    decode_cron,
     decode_message,
     decode_payload,
     decode_result,
+    encode_cron,
     encode_message,
     encode_payload,
     encode_result,
@@ -29,6 +31,7 @@ from streamq.codec import (
 from streamq.errors import MessageError, OptionError, PayloadError, StoredDataError
 from streamq.model.limits import MAX_DEPTH, Limits
 from streamq.model.message import Message
+from streamq.model.schedule import CronEntry, Schedule
 
 SMALL = Limits(payload_bytes=100, result_bytes=50, headers_bytes=40, depth=3)
 
@@ -378,6 +381,46 @@ def test_an_error_of_the_reader_shows_no_content() -> None:
 
 
 # The template: the same bytes by a shorter way
+
+
+# Cron entries
+
+
+@given(st.binary(max_size=60))
+def test_a_cron_entry_that_makes_no_sense_is_a_typed_error(stored: bytes) -> None:
+    for value in (stored, b"00000000:" + stored):
+        with pytest.raises(StoredDataError):
+            decode_cron("e", "q", value)
+
+
+ENTRY = CronEntry(
+    id="e",
+    queue="q",
+    schedule=Schedule("@daily", "Europe/Berlin", 5, 6, None, "all"),
+    how=b"n-D5",
+    message=b"m",
+    dedup_key=b"k",
+    expires_ms=7,
+    owner="app",
+    paused=True,
+    more={"future": [1]},
+)
+
+
+def test_a_cron_entry_comes_back_as_it_was() -> None:
+    assert decode_cron("e", "q", encode_cron(ENTRY)) == ENTRY
+
+
+@pytest.mark.parametrize("key", ["v", "s", "h", "m", "u", "w", "p", "x"])
+@pytest.mark.parametrize("wrong", [1.5, ["@daily"], [], {}, ["@daily", "UTC", 0, 10**15, None, "one"]])
+def test_a_cron_entry_with_a_wrong_value_is_a_message_error(key: str, wrong: object) -> None:
+    head, _, body = encode_cron(ENTRY).partition(b":")
+    stored = {**cbor2.loads(body), key: wrong}
+    with pytest.raises(MessageError):
+        decode_cron("e", "q", head + b":" + cbor2.dumps(stored))
+    del stored[key]
+    with pytest.raises(MessageError):
+        decode_cron("e", "q", head + b":" + cbor2.dumps(stored))
 
 
 FIELDS: Any = st.fixed_dictionaries(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from streamq import Cron, CronEvent, StreamQ, current_task
+from streamq import Cron, CronEvent, GroupRule, QueueLimits, StreamQ, current_task
 from streamq.broker import scheduling
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.scripts import script
@@ -123,9 +123,10 @@ async def test_any_number_of_schedulers_fire_each_tick_once(app: StreamQ) -> Non
             await runs.some(8)
         await runs.some(16)
         await app.crons.pause("e")
-        await eventually(lambda: len(runs.ticks) == len(set(runs.ids)))
-    ticks = sorted(tick for tick in runs.ticks if tick)
-    assert ticks == [ticks[0] + n * QUICK for n in range(len(ticks))]
+        history = (await app.crons.history(limit=1000))[::-1]
+        await eventually(lambda: len(runs.ids) >= len(history), "each has run")
+    assert [tick.due_at for tick in history] == [history[0].due_at + n * QUICK for n in range(len(history))]
+    assert sorted(runs.ids) == sorted(str(tick.task_id) for tick in history)
 
 
 async def test_schedulers_that_look_at_once_fire_once(app: StreamQ, server: Server) -> None:
@@ -143,13 +144,13 @@ async def test_schedulers_that_look_at_once_fire_once(app: StreamQ, server: Serv
 async def test_a_worker_fires_for_code_that_it_does_not_have(app: StreamQ, server: Server) -> None:
     """What is enqueued is stored with the entry; another app's worker need only serve the queue."""
     runs = Runs(app)
-    await app.crons.add(Cron("e", QUICK, runs.task.call(5)))
+    await app.crons.add(Cron("e", "@yearly", runs.task.call(5)))
     async with StreamQ(server.url, namespace=app.config.namespace) as other:
         assert await scheduler_of(other).run_once() == 0
         await make_due(app, server)
         assert await scheduler_of(other).run_once() == 1
     async with running(app):
-        await runs.some(2)
+        await runs.some(1)
 
 
 async def test_an_unserved_queue_ticks_too(app: StreamQ) -> None:
@@ -269,6 +270,51 @@ async def test_a_unique_task_does_not_overlap_itself(app: StreamQ, server: Serve
     assert isinstance(second.error, QueueError)
 
 
+async def test_a_tick_may_join_a_group(app: StreamQ, server: Server) -> None:
+    await app.crons.add(Cron("e", "@hourly", app.call("many", group="g", group_rule=GroupRule(grace=3600))))
+    await make_due(app, server)
+    assert await scheduler_of(app).run_once() == 1
+    [tick] = await app.crons.history()
+    assert tick.outcome == "aggregating"
+
+
+async def test_a_limit_of_the_queue_uses_the_tick_up(app: StreamQ, server: Server) -> None:
+    """The history says which one, and the hook gets an error."""
+    events: list[CronEvent] = []
+    app.after_fire(events.append)
+    await app.crons.add(Cron("e", "@hourly", app.call("tick")))
+    await app.crons.add(Cron("other", "@hourly", app.call("allowed")))
+    async with app.inspector() as inspector:
+        await inspector.set_limits("default", QueueLimits(types=["allowed"]))
+    await make_due(app, server)
+    await make_due(app, server, 1, "other")
+    assert await scheduler_of(app).run_once() == 2
+    assert {(tick.id, tick.outcome) for tick in await app.crons.history()} == {
+        ("e", "type"),
+        ("other", "ready"),
+    }
+    assert {(event.id, event.outcome, type(event.error)) for event in events} == {
+        ("e", "type", QueueError),
+        ("other", "ready", type(None)),
+    }
+
+
+async def test_a_paused_queue_takes_ticks_and_hands_nothing_out(app: StreamQ) -> None:
+    runs = Runs(app)
+    await app.crons.add(Cron("e", QUICK, runs.task.call()))
+    async with app.inspector() as inspector:
+        await inspector.pause("default")
+
+        async def ready() -> bool:
+            return (await inspector.queue("default")).ready >= 2
+
+        async with running(app):
+            await eventually(ready, "ticks wait")
+            assert runs.ticks == []
+            await inspector.resume("default")
+            await runs.some(2)
+
+
 async def test_a_delay_and_an_expiry_count_from_the_tick(app: StreamQ, server: Server) -> None:
     runs = Runs(app)
     await app.crons.add(Cron("e", "@hourly", runs.task.options(delay=60, expires=3600).call()))
@@ -343,7 +389,7 @@ def test_a_bad_entry_is_refused_where_it_stands(
         app.cron(*(*arguments, call)[:3])
     with pytest.raises(PayloadError):
         app.cron("e", "@daily", app.call("t", {"a": object()}))
-    for bad in ({"cron_owner": ""}, {"cron_gone": "perhaps"}):
+    for bad in ({"cron_owner": ""}, {"cron_owner": "a/b"}, {"cron_gone": "perhaps"}):
         with pytest.raises(OptionError):
             StreamQ(**bad)  # type: ignore[arg-type]  # one of the two in each
 
@@ -369,6 +415,22 @@ async def test_stored_entries_follow_the_code(app: StreamQ) -> None:
     assert await deployed(app, ("b", "@weekly"), cron_gone="keep") == {"a": "@daily", "b": "@weekly"}
     assert await deployed(app, ("b", "@weekly")) == {"b": "@weekly"}
     assert await deployed(app) == {}
+
+
+async def test_a_provider_whose_code_has_gone_takes_its_entries_along(app: StreamQ) -> None:
+    """A144: not those of another app, though its name begins alike."""
+    for owner in ("app", "apple"):
+        async with fresh(app, cron_owner=owner) as release:
+            made = [Cron(owner, "@daily", release.call("tick"))]
+
+            @release.cron_provider()
+            def source(made: list[Cron] = made) -> list[Cron]:
+                return made
+
+            release.cron("static", "@daily", release.call("tick"))
+            await deployer_of(release).run_once()
+    assert await deployed(app, cron_gone="keep") == {"app": "@daily", "apple": "@daily", "static": "@daily"}
+    assert await deployed(app) == {"apple": "@daily"}
 
 
 async def test_an_app_leaves_the_entries_of_another_and_those_made_by_hand(
@@ -574,8 +636,29 @@ async def test_hooks_hear_of_each_tick_while_redis_is_away(
     assert {(event.outcome, event.task_id) for event in failed()} == {(None, None)}
 
 
+async def test_hooks_hear_of_entries_that_have_not_ticked_yet(
+    server: Server, namespace: str, proxy_for: ProxyFor
+) -> None:
+    """A140: they are known as soon as the worker has heard that there are any."""
+    proxy = await proxy_for(server)
+    app = StreamQ(proxy.url, namespace=namespace)
+    events: list[CronEvent] = []
+    app.after_fire(events.append)
+    start = datetime.now(UTC) + timedelta(seconds=3)
+    app.cron("e", "@every 1h", Runs(app).task.call(), start=start)
+    async with app, running(app) as worker:
+        await eventually(lambda: worker.scheduler._teller.knows("default"))
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: events, "the tick fails")
+        assert isinstance(events[0].error, Unavailable)
+        await proxy.accept()
+        await eventually(lambda: events[-1].outcome == "ready", "it fires after all")
+    assert len(events) == 2
+
+
 async def test_hooks_hear_of_a_tick_that_redis_refused(app: StreamQ, server: Server) -> None:
-    """A140: the tick stays due, and fires when it can."""
+    """A140: it is told once, stays due, and fires when it can."""
     events: list[CronEvent] = []
     app.after_fire(events.append)
     await app.crons.add(Cron("e", "@hourly", Runs(app).task.call()))
@@ -589,8 +672,9 @@ async def test_hooks_hear_of_a_tick_that_redis_refused(app: StreamQ, server: Ser
         return await sent(command, **more)
 
     app.client.runner.run = run  # type: ignore[method-assign]  # a refusal at the one place that matters
-    with pytest.raises(ReadOnly):
-        await scheduler.run_once()
+    for _ in range(2):
+        with pytest.raises(ReadOnly):
+            await scheduler.run_once()
     app.client.runner.run = sent  # type: ignore[method-assign]
     assert await scheduler.run_once() == 1
     assert [type(event.error) for event in events] == [ReadOnly, type(None)]
