@@ -58,10 +58,14 @@ _REPORT_EVERY_S = 0.05
 def main() -> None:
     """What the child process runs: ``argv`` is the socket's number and the worker's process id."""
     number, parent = int(sys.argv[1]), int(sys.argv[2])
-    link = Link(socket.socket(fileno=number))
-    os.set_inheritable(number, False)
-    _die_with(parent, number)
-    _stand_signals()
+    with socket.socket(fileno=number) as connection:
+        connection.set_inheritable(False)
+        _die_with(parent, number)
+        _stand_signals()
+        _work(Link(connection))
+
+
+def _work(link: Link) -> None:
     start = link.receive()
     if start is None:
         return

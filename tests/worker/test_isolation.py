@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -495,6 +496,27 @@ async def test_signals_to_all_processes_of_a_service_do_not_end_a_run(stage: Sta
             os.kill(child, number)
         assert await handle.result(30) is None
         assert worker.isolator.pids == [child]
+
+
+async def test_whatever_mix_of_ends_leaves_nothing_behind(stage: Stage) -> None:
+    """A130: neither processes nor threads, and at no time more children than slots."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    async with stage.running(concurrency=2) as worker:
+        ends = [("crash", "segfault"), ("crash", "exit"), ("fail", "x"), ("fail", "exit"), ("hold-gil", 60.0)]
+        failing = [
+            await stage.enqueue(name, word, timeout=1, retry=0) for name, word in ends for _ in range(2)
+        ]
+        fine = [await stage.enqueue(name) for name in ("once", "where", "once")]
+        for handle in fine:
+            await handle.result(60)
+        for handle in failing:
+            await stage.given_up(handle)
+            assert len(worker.isolator.pids) <= 2
+    await eventually(
+        lambda: not [one for one in threading.enumerate() if one.name.startswith("streamq-child")],
+        "its threads have ended",
+    )
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
 # Loops
