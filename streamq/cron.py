@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 from zoneinfo import ZoneInfo
@@ -84,9 +84,10 @@ def check_schedule(cron: Cron) -> Schedule:
     if cron.misfire not in MISFIRES:
         raise OptionError("misfire", f"must be one of {', '.join(MISFIRES)}")
     zone = cron.tz.key if isinstance(cron.tz, ZoneInfo) else cron.tz
+    zone_of(zone)
     schedule = Schedule(
         spec=_spell(cron.spec),
-        tz=zone_of(zone).key,
+        tz=zone,
         jitter_ms=duration_ms("jitter", cron.jitter),
         start_ms=start_ms,
         end_ms=end_ms,
@@ -97,15 +98,19 @@ def check_schedule(cron: Cron) -> Schedule:
     return schedule
 
 
-def zone_of(name: object) -> ZoneInfo:
+def zone_of(name: object) -> tzinfo:
     """The time zone of that name. Raises OptionError."""
+    if name == "UTC":
+        return UTC  # known also where there are no time zones
     try:
         if isinstance(name, str) and name:
             return _zone(name)
     except (KeyError, ValueError, OSError):  # not found, no key at all, a folder of zones
         pass
     raise OptionError(
-        "tz", f"{name!r:.80} is no time zone known here; give an IANA name such as 'Europe/Berlin'"
+        "tz",
+        f"{name!r:.80} is no time zone known here; give an IANA name such as 'Europe/Berlin', "
+        "and install tzdata where the system has none",
     )
 
 
@@ -188,7 +193,7 @@ class Expression:
     """A cron expression in a time zone."""
 
     text: str
-    zone: ZoneInfo
+    zone: tzinfo
 
     @property
     def is_fixed(self) -> bool:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from streamq import cron
 from streamq.cron import GRACE_MS, MOST_TICKS, Every, Expression, Step, Ticks, check_schedule, decide, spec_of
 from streamq.errors import OptionError
 from streamq.model.call import TaskCall
@@ -135,7 +136,7 @@ def turns(zone: ZoneInfo, year: int) -> list[int]:
     return [at for at, one, other in zip(hours, offsets, offsets[1:], strict=False) if one != other]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(FIELDS, st.sampled_from(ZONES), st.integers(1975, 2037), st.integers(0, 10_000))
 @example(Fields(frozenset({30}), frozenset({2}), 1, None, None), BERLIN, 2026, 0)
 @example(Fields(frozenset({30}), frozenset({2}), 1, None, None), BERLIN, 2026, 1)
@@ -275,6 +276,18 @@ def test_what_means_the_same_is_stored_alike(one: str | timedelta, other: str | 
     """A143: so that another spelling is no other schedule."""
     assert schedule(one) == schedule(other)
     assert schedule(one, tz=BERLIN) == schedule(other, tz=ZoneInfo(BERLIN))
+
+
+def test_utc_is_known_where_there_are_no_time_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in slim images: the default must work there; any other name says what to install."""
+
+    def nowhere(name: str) -> ZoneInfo:
+        raise ZoneInfoNotFoundError(name)
+
+    monkeypatch.setattr(cron, "_zone", nowhere)
+    assert schedule("13 1 * * *").tz == "UTC"
+    with pytest.raises(OptionError, match="install tzdata"):
+        schedule("13 1 * * *", tz=BERLIN)
 
 
 @pytest.mark.parametrize(
