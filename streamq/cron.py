@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -34,7 +35,7 @@ from streamq.model.schedule import MISFIRES, Cron, CronEntry, Schedule
 
 GRACE_MS = 30_000
 """So late a tick still counts as on time: a deploy or a failover loses nothing, whatever the policy."""
-MOST_TICKS = 100
+MOST_TICKS = 50
 """Of one entry in one call; what is left is decided in the next."""
 LEAST_EVERY_MS = 100
 
@@ -63,6 +64,10 @@ _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # of wall clocks, which have no z
 
 class Spec(Protocol):
     """Something with ticks."""
+
+    @property
+    def unit_ms(self) -> int:
+        """All ticks are multiples of it."""
 
     def after(self, ms: int) -> int | None:
         """The first tick later than this moment; None when there is none."""
@@ -180,6 +185,7 @@ class Every:
 
     interval_ms: int
     anchor_ms: int
+    unit_ms: int = field(default=1, init=False)
 
     def after(self, ms: int) -> int | None:
         """The first tick later than this moment."""
@@ -194,6 +200,13 @@ class Expression:
 
     text: str
     zone: tzinfo
+    unit_ms: int = field(default=1000, init=False)
+    _croniter: croniter = field(init=False, compare=False, repr=False)
+    _turns: threading.Lock = field(default_factory=threading.Lock, init=False, compare=False, repr=False)
+    """Reading an expression costs more than asking it, so it is read once, and threads take turns."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_croniter", croniter(self.text, _EPOCH))
 
     @property
     def is_fixed(self) -> bool:
@@ -236,7 +249,8 @@ class Expression:
     def _match_after(self, wall: int) -> int | None:
         begin = _EPOCH + timedelta(seconds=wall // 1000)
         try:
-            found: datetime = croniter(self.text, begin).get_next(datetime)
+            with self._turns:
+                found: datetime = self._croniter.get_next(datetime, start_time=begin)
         except CroniterBadDateError:
             return None
         return round((found - _EPOCH).total_seconds()) * 1000
@@ -284,7 +298,7 @@ class Ticks:
     def due_after(self, ms: int) -> int | None:
         """When the first tick is due that is due later than this moment; None when there is none."""
         if self.schedule.jitter_ms:
-            tick = self._newest(ms)
+            tick = self._newest(ms, ms)
             if tick is not None and self._due(tick) > ms:
                 return self._due(tick)
         tick = self._after(ms)
@@ -292,17 +306,15 @@ class Ticks:
 
     def tick_of(self, due_ms: int) -> int:
         """The tick that is due at this moment: the time for which it stands in the schedule."""
-        tick = self._newest(due_ms) if self.schedule.jitter_ms else due_ms
+        tick = self._newest(due_ms, due_ms) if self.schedule.jitter_ms else due_ms
         return due_ms if tick is None else tick
 
     def newest_due(self, since_ms: int, now_ms: int) -> int:
         """When the last tick was due, of those that were due from ``since_ms`` on."""
-        low, high = since_ms - 1, now_ms
-        while high - low > 1:
-            middle = (low + high) // 2
-            due_ms = self.due_after(middle)
-            low, high = (middle, high) if due_ms is not None and due_ms <= now_ms else (low, middle)
-        return self.due_after(low) or since_ms
+        tick = self._newest(since_ms, now_ms)
+        if tick is not None and self._due(tick) > now_ms:
+            tick = self._newest(since_ms, tick - 1)
+        return since_ms if tick is None else max(since_ms, self._due(tick))
 
     def _after(self, ms: int) -> int | None:
         start_ms, end_ms = self.schedule.start_ms, self.schedule.end_ms
@@ -319,17 +331,20 @@ class Ticks:
         drawn = hashlib.blake2b(f"{self._id} {tick}".encode(), digest_size=6).digest()
         return tick + most_ms * int.from_bytes(drawn, "big") // (1 << 48)
 
-    def _newest(self, ms: int) -> int | None:
-        """The last tick up to this moment, unless it is longer ago than the jitter."""
-        low, high = ms - self.schedule.jitter_ms - 1, ms
-        tick = self._after(low)
-        if tick is None or tick > ms:
+    def _newest(self, since_ms: int, until_ms: int) -> int | None:
+        """The last tick up to this moment, of those that may be due from ``since_ms`` on."""
+        newest = self._after(since_ms - self.schedule.jitter_ms - 1)
+        if newest is None or newest > until_ms:
             return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            later = self._after(middle)
-            low, high = (middle, high) if later is not None and later <= ms else (low, middle)
-        return self._after(low)
+        unit_ms, beyond = self._spec.unit_ms, until_ms + 1
+        while beyond - newest > unit_ms:
+            middle = newest + max(unit_ms, (beyond - newest) // 2 // unit_ms * unit_ms)
+            later = self._after(middle - 1)
+            if later is not None and later <= until_ms:
+                newest = later
+            else:
+                beyond = middle
+        return newest
 
 
 class Step(NamedTuple):

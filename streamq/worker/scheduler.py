@@ -173,10 +173,14 @@ class Scheduler:
             seen = await self._runner.run(look(queue))
             if seen.orphans:
                 log.error("ticks had no entry; dropped queue=%s count=%d", queue.name, seen.orphans)
-            plans = [plan for row in seen.due if (plan := self._plan(queue, row, seen.now_ms)) is not None]
+            plans: list[_Plan] = []
             fires: list[_Fire] = []
-            for plan in plans:
-                fires += await self._prepare(queue, plan, seen.now_ms)
+            for row in seen.due:
+                plan = self._plan(queue, row, seen.now_ms)
+                if plan is not None:
+                    plans.append(plan)
+                    fires += await self._prepare(queue, plan, seen.now_ms)
+                await asyncio.sleep(0)  # many ticks at once take milliseconds that handlers need, too
             for page in _pages(fires):
                 fired += await self._send(queue, page)
             nexts = [plan.steps[-1].next_ms for plan in plans]
