@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from streamq.errors import (
     UsageError,
 )
 from streamq.model.schedule import CronEntry
+from streamq.worker import deployer as deployer_module
 from streamq.worker import tick_teller
 from streamq.worker.deployer import Deployer
 from streamq.worker.scheduler import Scheduler
@@ -509,6 +511,39 @@ async def test_a_provider_that_fails_leaves_its_entries(
         assert await deployer.run_once() == 0
     assert caplog.text.count("a provider of schedules failed") == len(bad)
     assert [info.spec for info in await app.crons.list()] == ["@daily"]
+
+
+async def test_a_provider_that_hangs_is_broken_off(
+    app: StreamQ, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one is asked all the same."""
+    monkeypatch.setattr(deployer_module, "_POLL_S", 0.01)
+
+    @app.cron_provider()
+    async def hangs() -> list[Cron]:
+        await asyncio.Event().wait()
+        return []
+
+    @app.cron_provider()
+    def answers() -> Iterator[Cron]:
+        yield Cron("e", "@daily", app.call("tick"))
+
+    assert await deployer_of(app).run_once() == 1
+    assert "a provider of schedules failed" in caplog.text
+
+
+async def test_a_provider_may_wait_without_holding_the_worker_up(app: StreamQ) -> None:
+    """A plain function is called in a thread."""
+    threads: list[int] = []
+
+    @app.cron_provider()
+    def asks_a_database() -> list[Cron]:
+        threads.append(threading.get_ident())
+        return []
+
+    await deployer_of(app).run_once()
+    assert threads != [threading.get_ident()]
+    assert len(threads) == 1
 
 
 def test_a_provider_is_checked_when_it_is_given(namespace: str) -> None:
