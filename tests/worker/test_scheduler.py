@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from streamq import Cron, CronEvent, GroupRule, QueueLimits, StreamQ, current_task
+from streamq import Cron, CronEvent, Fixed, GroupRule, QueueLimits, Retry, StreamQ, current_task
 from streamq.broker import scheduling
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.scripts import script
@@ -153,6 +153,31 @@ async def test_a_worker_fires_for_code_that_it_does_not_have(app: StreamQ, serve
         assert await scheduler_of(other).run_once() == 1
     async with running(app):
         await runs.some(1)
+
+
+async def test_a_retry_and_a_thread_see_the_same_tick(app: StreamQ, server: Server) -> None:
+    """The tick belongs to the task, not to its attempt."""
+    seen: list[tuple[int, datetime | None]] = []
+
+    @app.task(name="twice", retry=Retry(max_retries=1, delay=Fixed(0)))
+    def twice() -> None:
+        seen.append((current_task().attempt, current_task().tick))
+        if len(seen) == 1:
+            raise RuntimeError("again")
+
+    await app.crons.add(Cron("e", "@yearly", twice.call()))
+    due_ms = await make_due(app, server)
+    async with running(app):
+        await eventually(lambda: len(seen) == 2)
+    assert seen == [(n, datetime.fromtimestamp(due_ms / 1000, UTC)) for n in (1, 2)]
+
+
+async def test_a_task_that_no_schedule_enqueued_has_no_tick(app: StreamQ) -> None:
+    runs = Runs(app)
+    await runs.task.enqueue()
+    async with running(app):
+        await runs.some(1)
+    assert runs.ticks == [None]
 
 
 async def test_an_unserved_queue_ticks_too(app: StreamQ) -> None:
