@@ -64,7 +64,7 @@ _KEYS = {name: key for name, (key, _) in FIELDS.items()}
 class Message:
     """One stored task. Build with ``Message.new`` or from stored bytes by the codec."""
 
-    __slots__ = ("_stored",)
+    __slots__ = ("_stored", "plain")
 
     def __init__(self, stored: Mapping[str, Any]) -> None:
         """Wrap a decoded map.
@@ -72,7 +72,9 @@ class Message:
         Raises UnknownVersion for a newer version and MessageError for what is no message.
         """
         # The common case, checked without a loop: a fresh task without options of its own.
-        if len(stored) == _PLAIN and _is_plain(stored):
+        self.plain = len(stored) == _PLAIN and _is_plain(stored)
+        """It has nothing but type, payload and time: whoever is in a hurry need not ask for the rest."""
+        if self.plain:
             self._stored = stored
             return
         version = stored.get(KEY_VERSION)

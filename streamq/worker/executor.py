@@ -177,12 +177,12 @@ class Executor:
             else:
                 self._archive_unreadable(run, error)
             return
-        if message.lock is not None:
-            run.beside = (run.entry.task_id,)
         run.definition = definition = self._routes[message.type]
-        deadline_ms = message.deadline_ms
-        if (message.expires_ms is not None or deadline_ms is not None) and self._too_late(run, message):
-            return
+        if not message.plain:
+            if message.lock is not None:
+                run.beside = (run.entry.task_id,)
+            if self._too_late(run, message):
+                return
         set_current(self._context(run, message, definition))
         self._running.add(run)
         if definition.plain:
@@ -218,6 +218,8 @@ class Executor:
         return TaskContext(run, message, definition, self._clock.now_ms(), self.state, self._report)
 
     def _too_late(self, run: Run, message: Message) -> bool:
+        if message.expires_ms is None and message.deadline_ms is None:
+            return False
         now_ms = self._clock.now_ms()
         if message.expires_ms is not None and message.expires_ms <= now_ms:
             if message.on_expiry:

@@ -164,14 +164,15 @@ class Settler:
     def _confirm(self, batch: _Batch, words: list[bytes]) -> None:
         lost = cancelled = 0
         for run, word in zip(batch.runs, words, strict=True):
-            if word.startswith(_CANCELLED):
+            if word == b"ok":
+                self._held.remove(run)
+            elif word.startswith(_CANCELLED):
                 # Nobody had told this worker yet. Nothing was done: what the cancel asked for is.
                 cancelled += 1
                 run.cancel = Cancel.unpack(word.removeprefix(_CANCELLED))
                 self.settle(run, after_cancel(run.cancel))
-                continue
-            self._held.remove(run)
-            if word != b"ok":
+            else:
+                self._held.remove(run)
                 lost += 1
         self.unsettled -= len(batch.runs)
         self.settled += len(batch.runs) - lost - cancelled
