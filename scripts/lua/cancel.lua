@@ -173,6 +173,9 @@ local score, again = redis.call('ZSCORE', scheduled, id), redis.call('ZSCORE', r
 if verb == 'r' and (score or again or record) then
   if again then
     redis.call('ZADD', retry, due, id)
+    -- One that a limit had put back waits for its time now: no free place rouses it before.
+    local home, at = string.match(value, '^(%a%d+)!limited:()')
+    if home then redis.call('HSET', parked, id, home .. ':' .. string.sub(value, at)) end
   elseif not score then
     -- It joins its group again when its time has come.
     leave_group(record)

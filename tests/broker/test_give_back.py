@@ -143,3 +143,16 @@ def test_who_waits_is_roused_when_memory_is_full(full: Stage) -> None:
     full.redis.config_set("maxmemory", 1)
     assert give(full, holder, "one") == (1, 0)
     full.redis.config_set("maxmemory", 0)
+
+
+def test_one_that_was_cancelled_to_be_retried_later_is_not_roused(stage: Stage) -> None:
+    """Its time is what the cancel has said, whatever becomes free before."""
+    one, other = stage.started("a", "b")
+    assert ask(stage, one, ONE)
+    assert not ask(stage, other, ONE)
+    put_back(stage, other)
+    assert stage.cancel("b", "retry", LONG_MS) == b"ok"
+    assert give(stage, one, "one").roused == 0
+    found = stage.find("b")
+    assert found.state is State.RETRY
+    assert found.parked == Parked(Lane.NORMAL, 0, b"m-b")
