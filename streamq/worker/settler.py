@@ -194,10 +194,10 @@ class Settler:
             size = 0
             most = 1 if bucket[0] is SetAside else MAX_SETTLE_TASKS
             for item in items:
-                size += _size(item[1])
+                size += _size(*item)
                 if chunk and (len(chunk) >= most or size > _MAX_SETTLE_BYTES):
                     yield bucket, chunk
-                    chunk, size = [], _size(item[1])
+                    chunk, size = [], _size(*item)
                 chunk.append(item)
             yield bucket, chunk
 
@@ -277,9 +277,11 @@ def _parked(run: Run, message: Message | None, reason: Reason | None = None) -> 
     return Parked(run.entry.home, run.entry.crashes, stored, reason).pack()
 
 
-def _size(outcome: Any) -> int:
+def _size(run: Run, outcome: Any) -> int:
     """About the bytes that this outcome adds to a call, beyond its ids."""
+    if isinstance(outcome, Complete | Release | Discard | SetAside):
+        return 0
     message = getattr(outcome, "message", None)
     if message is None:
-        return 0
+        return len(run.entry.message)
     return len(message.payload) + len(message.result or b"")

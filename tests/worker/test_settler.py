@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
 from streamq import Retry, StreamQ
+from streamq.broker import working
 from streamq.broker.address import Address
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.scripts import script
@@ -17,9 +19,10 @@ from streamq.clock import ServerClock
 from streamq.errors import Unavailable
 from streamq.inspector import Inspector
 from streamq.model.lanes import Lane
+from streamq.model.parked import Reason
 from streamq.model.states import State
 from streamq.worker.held import Held, Run, Source
-from streamq.worker.outcome import COMPLETE, RELEASE
+from streamq.worker.outcome import COMPLETE, RELEASE, Archive
 from streamq.worker.settler import Settler
 from tests.conftest import ProxyFor
 from tests.proxy import Proxy
@@ -290,3 +293,24 @@ async def test_a_backlog_of_outcomes_stops_the_fetching(
             await eventually(lambda: ran == 200)
             await eventually(lambda: worker.settler.settled == 200)
         await settling.aclose()
+
+
+async def test_large_tasks_that_are_kept_as_they_are_go_out_in_small_calls(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled or unreadable ones are archived with their stored bytes: those count, too."""
+    monkeypatch.setattr("streamq.worker.settler._MAX_SETTLE_BYTES", 1000)
+    sent: list[int] = []
+    archive = working.archive
+
+    def spy(queue: Any, lane: Lane, day: str, tasks: Sequence[working.Settle], *rest: int) -> Any:
+        sent.append(len(tasks))
+        return archive(queue, lane, day, tasks, *rest)
+
+    monkeypatch.setattr(working, "archive", spy)
+    for run in await desk.take(4):
+        run.entry = run.entry._replace(message=b"x" * 400)
+        desk.settler.settle(run, Archive(None, Reason.CANCELLED))
+    await desk.settler.drain()
+    assert sent == [2, 2]
+    assert desk.settler.settled == 4
