@@ -27,15 +27,26 @@ local lanes = {f = KEYS[1], h = KEYS[2], n = KEYS[3], l = KEYS[4]}
 local index, parked, unique, owners, id = KEYS[5], KEYS[6], KEYS[11], KEYS[12], ARGV[1]
 local aggregating, groups, grouped = KEYS[13], KEYS[14], KEYS[15]
 
--- A lock ends with its task by itself, but for a window, which would stand to its end.
+-- A lock ends with its task by itself, but for a window, which would stand to its end. The one that waits behind it has
+-- it now, and may run.
 local function free_lock()
   local key = redis.call('HGET', owners, id)
   if not key then return end
   local record, behind = redis.call('HGET', unique, key), redis.call('HGET', unique, '+' .. key)
-  if behind and string.match(behind, '^%a%d+ (.+)$') == id then redis.call('HDEL', unique, '+' .. key) end
-  -- Where another task waits behind the lock, that one is to find it, and takes it.
-  if record and not behind and string.match(record, '^%a%d+ (.+)$') == id then redis.call('HDEL', unique, key) end
   redis.call('HDEL', owners, id)
+  local mode, wanted, other = string.match(behind or '', '^(%a)(%d+) (.+)$')
+  if other == id then
+    redis.call('HDEL', unique, '+' .. key)
+  elseif record and string.match(record, '^%a%d+ (.+)$') == id then
+    redis.call('HDEL', unique, key)
+    if other then
+      local time = redis.call('TIME')
+      local now = time[1] * 1000 + math.floor(time[2] / 1000)
+      redis.call('HDEL', unique, '+' .. key)
+      redis.call('HSET', unique, key, mode .. '0 ' .. other)
+      redis.call('ZADD', KEYS[7], 'XX', math.max(tonumber(wanted), now), other)
+    end
+  end
 end
 
 local place = redis.call('HGET', index, id)

@@ -330,6 +330,12 @@ end
 
 -- Waits for the running one with the same lock; tidy gives it the lock when that one has ended.
 local function wait_behind(how, id, key, message, due)
+  -- A lock that was taken in another mode is handed on as well.
+  local record = lock(key)
+  local mode = record and string.sub(record, 1, 1)
+  if mode and string.lower(mode) ~= 'k' then
+    set_lock(key, (mode == string.lower(mode) and 'k' or 'K') .. string.sub(record, 2))
+  end
   redis.call('ZADD', scheduled, NEVER, id)
   redis.call('HSET', parked, id, how.lane .. '0:' .. message)
   set_lock('+' .. key, how.mode .. string.format('%.0f', due) .. ' ' .. id)

@@ -23,9 +23,10 @@
 --         tasks that are recovered together
 -- ARGV[9] hints – channel
 -- ARGV[10] done – channel prefix; the task id follows it
--- RETURNS {cursor, front, retry, archived, vanished, pending, deleted, crashed}: where to go on (0-0: the lane is
+-- RETURNS {cursor, front, retry, archived, vanished, pending, deleted, crashed, taken}: where to go on (0-0: the lane is
 --         searched), how many tasks went where, how many entries had no content left, how many of the lane are still
---         active, how many were deleted because their cancel asked for that, and the ids of those archived for crashes
+--         active, how many were deleted because their cancel asked for that, the ids of those archived for crashes, and
+--         of all tasks that were taken
 -- COST about 20 us a task; at most 100 entries a call, held by the caller
 local lane, front, index, parked, retry, archived, cancels, stats, day =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
@@ -34,8 +35,8 @@ local crash_limit, backoff = tonumber(ARGV[7]), tonumber(ARGV[8])
 
 -- A lane that no worker has read from has no group, and nothing to recover.
 local pending = redis.pcall('XPENDING', lane, 'w')
-if pending.err then return {'0-0', 0, 0, 0, 0, 0, 0, {}} end
-if pending[1] == 0 then return {'0-0', 0, 0, 0, 0, 0, 0, {}} end
+if pending.err then return {'0-0', 0, 0, 0, 0, 0, 0, {}, {}} end
+if pending[1] == 0 then return {'0-0', 0, 0, 0, 0, 0, 0, {}, {}} end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -52,7 +53,7 @@ else
   cursor = #taken == limit and '0-1' or '0-0'
 end
 
-local fronted, delayed, buried, cancelled, deleted, crashed, earliest = 0, 0, 0, 0, 0, {}, nil
+local fronted, delayed, buried, cancelled, deleted, crashed, ids, earliest = 0, 0, 0, 0, 0, {}, {}, nil
 local marked = redis.call('EXISTS', cancels) == 1
 for _, entry in ipairs(taken) do
   local found = redis.call('XRANGE', lane, entry, entry)[1]
@@ -66,6 +67,7 @@ for _, entry in ipairs(taken) do
     -- An entry that is no task goes on as one without a message, which a worker archives.
     local id, message = f.id or entry, f.m or ''
     redis.call('XDEL', lane, entry)
+    ids[#ids + 1] = id
     local mark = marked and redis.call('HGET', cancels, letter .. entry)
     local reason, due
     if mark then
@@ -123,4 +125,4 @@ if #taken + vanished > 0 then
   count(day, 'cancelled', cancelled)
   redis.pcall('EXPIRE', day, 7776000)
 end
-return {cursor, fronted, delayed, buried, vanished, redis.call('XPENDING', lane, 'w')[1], deleted, crashed}
+return {cursor, fronted, delayed, buried, vanished, redis.call('XPENDING', lane, 'w')[1], deleted, crashed, ids}

@@ -287,6 +287,8 @@ class Recovered(NamedTuple):
     """Tasks that are gone because their cancel asked for it."""
     crashed: Sequence[bytes]
     """Ids of the tasks that were archived for their crashes."""
+    taken: Sequence[bytes]
+    """Ids of all tasks that were taken, whatever became of them."""
 
     @property
     def finished(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from streamq.broker import working
@@ -123,6 +124,10 @@ class Recoverer:
             self._note(queue, lane, found)
             if found.crashed and self._on_crashed is not None:
                 await self._on_crashed(queue, found.crashed)
+            if found.taken:
+                # Who waits behind the lock of one that has ended need not wait for the sweep.
+                with suppress(ServerError):
+                    await self._runner.run(working.tidy(queue, found.taken))
             if found.finished:
                 return found.pending
             cursor = found.cursor

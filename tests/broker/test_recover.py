@@ -15,7 +15,7 @@ from streamq.model.states import State
 from tests.broker.stage import DAY, Stage
 
 LEASE_MS = 10_000
-NOTHING: tuple[Any, ...] = (b"0-0", 0, 0, 0, 0, 0, 0, [])
+NOTHING: tuple[Any, ...] = (b"0-0", 0, 0, 0, 0, 0, 0, [], [])
 
 
 def crash(stage: Stage, task_id: str, times: int, *, crash_limit: int = 99) -> list[bytes]:
@@ -314,3 +314,12 @@ def test_what_was_parked_badly_is_an_error_of_its_own(stage: Stage) -> None:
     stage.redis.hset(stage.queue.parked, "a", "garbage")
     with pytest.raises(StoredDataError):
         stage.find("a")
+
+
+def test_it_tells_whose_locks_may_be_free(stage: Stage) -> None:
+    """All that were taken, whatever became of them."""
+    entries = stage.started("again", "deleted", "archived")
+    stage.cancel("deleted", "delete")
+    stage.cancel("archived", "archive")
+    stage.let_idle(*entries)
+    assert stage.recover(lease_ms=LEASE_MS).taken == [b"again", b"deleted", b"archived"]

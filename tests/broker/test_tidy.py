@@ -95,6 +95,29 @@ def test_who_waits_behind_a_lock_is_found_by_its_own_id_too(stage: Stage) -> Non
     assert stage.ids(Lane.NORMAL) == ["b"]
 
 
+@pytest.mark.parametrize("mode", ["d", "D", "w"])
+def test_who_waits_behind_a_lock_of_another_mode_is_ready_as_well(stage: Stage, mode: str) -> None:
+    """A33: a deploy has made keep_last of it while the older task ran."""
+    entry = running(stage, mode=mode, window_ms=LONG_MS if mode == "w" else 0)
+    assert enqueue(stage, "b", mode="k") == [b"scheduled"]
+    stage.complete(entry)
+    assert tidy(stage, "a") == (0, 1, 0)
+    assert stage.ids(Lane.NORMAL) == ["b"]
+    assert holder(stage) == "b"
+
+
+def test_who_waits_behind_a_lock_runs_when_the_other_one_is_deleted(stage: Stage) -> None:
+    """Its worker died, it was given back, and nobody wants it any more."""
+    entry = running(stage, mode="k")
+    enqueue(stage, "b", mode="k")
+    enqueue(stage, "later", mode="k", key="other", delay_ms=LONG_MS)
+    stage.release(entry)
+    assert stage.delete("a") == b"ok"
+    assert holder(stage) == "b"
+    assert stage.forward().moved == 1
+    assert stage.ids(Lane.NORMAL) == ["b"]
+
+
 def test_who_waits_behind_a_lock_is_not_due_before_its_time(stage: Stage) -> None:
     entry = running(stage, mode="k")
     enqueue(stage, "b", mode="k", delay_ms=LONG_MS)

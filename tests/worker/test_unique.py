@@ -13,9 +13,10 @@ from streamq.broker import working
 from streamq.broker.command import Command
 from streamq.broker.keys import QueueKeys
 from streamq.errors import DuplicateTask
+from streamq.model.lanes import Lane
 from streamq.model.retry import Retry
 from tests.servers import Server
-from tests.support import eventually, keys_of, running
+from tests.support import eventually, keys_of, make_worker, running
 
 MODES = ["until_start", "until_done", "debounce", "keep_last"]
 
@@ -245,3 +246,26 @@ async def test_only_tasks_with_a_lock_cause_tidying(
         handles = await app.enqueue_many(task.call(n) for n in range(10))
         await eventually(lambda: worker.settler.settled == 10)
     assert sorted(tidied) == sorted(handle.id.encode() for handle in handles if unique)
+
+
+async def test_keep_last_runs_the_newest_when_the_running_one_has_crashed_too_often(
+    app: StreamQ, inspector: Inspector
+) -> None:
+    """At once, by whoever archives the crashed one: not when the next sweep comes by."""
+
+    @app.task(name="t", unique=Unique("keep_last", key="one"))
+    async def handler(n: int) -> None: ...
+
+    crashed, lane = await handler.enqueue(0), keys_of(app).lanes[Lane.NORMAL]
+    await app.client.runner.run_all(
+        [working.make_group(lane), working.read([(Lane.NORMAL, lane)], "dead", 1)]
+    )
+    newest = await handler.enqueue(1)
+    assert (await inspector.task("default", newest.id)).state is State.SCHEDULED
+    worker = make_worker(app, crash_limit=0)
+    try:
+        await worker.recoverer.run_once("dead")
+    finally:
+        await worker.recoverer._runner.aclose()  # not run, so nobody closes it
+    assert (await inspector.task("default", crashed.id)).state is State.ARCHIVED
+    assert (await inspector.task("default", newest.id)).state is State.READY
