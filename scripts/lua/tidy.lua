@@ -32,6 +32,8 @@ local hints, count = ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local freed, woken, outdated = 0, 0, 0
+-- What was read at the beginning, by dedup key and by task id; kept right where a lock changes hands.
+local records, places = {}, {}
 
 -- Where a task is: waiting, active, batched, completed, archived; nil for one that is over, and what it was grouped as.
 local function state_of(id, place, group)
@@ -76,14 +78,16 @@ local function wake(key, mode, due, id)
   local value = redis.call('HGET', parked, id)
   local home, message = string.match(value, '^(%a)%d+:(.*)$')
   redis.call('HDEL', unique, '+' .. key)
-  redis.call('HSET', unique, key, mode .. '0 ' .. id)
+  records[key] = mode .. '0 ' .. id
+  redis.call('HSET', unique, key, records[key])
   if tonumber(due) > now then
     redis.call('ZADD', scheduled, due, id)
     redis.pcall('PUBLISH', hints, 'due')
   else
     redis.call('ZREM', scheduled, id)
     redis.call('HDEL', parked, id)
-    redis.call('HSET', index, id, home .. redis.call('XADD', lanes[home], '*', 'id', id, 'm', message))
+    places[id] = home .. redis.call('XADD', lanes[home], '*', 'id', id, 'm', message)
+    redis.call('HSET', index, id, places[id])
   end
   woken = woken + 1
 end
@@ -107,11 +111,11 @@ local function passed_on(key, holder, state, place)
   return true
 end
 
-local ids, keys, places, groups, records = {}, {}, {}, {}, {}
+local ids, keys, groups = {}, {}, {}
 if count > 0 then
   ids = {unpack(ARGV, 3, 2 + count)}
   keys = redis.call('HMGET', owners, unpack(ids))
-  places = redis.call('HMGET', index, unpack(ids))
+  for i, place in ipairs(redis.call('HMGET', index, unpack(ids))) do places[ids[i]] = place end
   groups = redis.call('HMGET', grouped, unpack(ids))
 end
 local asked = {}
@@ -124,7 +128,7 @@ end
 
 local over, unowned, unlocked = {}, {}, {}
 for i, id in ipairs(ids) do
-  local key, place = keys[i], places[i]
+  local key, place = keys[i], places[id]
   local state, group = state_of(id, place, groups[i])
   local record = key and records[key]
   local mode, ends, holder = string.match(record or '', '^(%a)(%d+) (.+)$')

@@ -118,6 +118,24 @@ def test_who_waits_behind_a_lock_runs_when_the_other_one_is_deleted(stage: Stage
     assert stage.ids(Lane.NORMAL) == ["b"]
 
 
+@pytest.mark.parametrize("ids", [("a", "b"), ("b", "a")], ids=" ".join)
+@pytest.mark.parametrize("end", ["complete", "release"])
+def test_a_lock_that_changes_hands_in_a_call_is_kept_by_it(
+    stage: Stage, ids: tuple[str, ...], end: str
+) -> None:
+    """The sweep brings the one that ended and the one that waited together, in any order."""
+    entry = running(stage, mode="k")
+    enqueue(stage, "b", mode="k")
+    getattr(stage, end)(entry)
+    assert tidy(stage, *ids).woken == 1
+    assert holder(stage) == "b"
+    assert stage.redis.hgetall(stage.queue.owners) == {b"b": KEY.encode()}
+    [newest] = stage.fetch()
+    assert enqueue(stage, "c", mode="k") == [b"scheduled"], "one runs, one waits"
+    stage.complete(newest)
+    assert tidy(stage, "b").woken == 1
+
+
 def test_who_waits_behind_a_lock_is_not_due_before_its_time(stage: Stage) -> None:
     entry = running(stage, mode="k")
     enqueue(stage, "b", mode="k", delay_ms=LONG_MS)
