@@ -20,7 +20,7 @@ from streamq.client.escort import EnqueueMiddleware
 from streamq.client.handles import TaskHandle
 from streamq.client.semaphore import Semaphore
 from streamq.client.sync_client import SyncClient
-from streamq.errors import RegistrationError, UsageError
+from streamq.errors import OptionError, RegistrationError, UsageError
 from streamq.inspector import Inspector
 from streamq.model.call import TaskCall, as_call
 from streamq.model.definition import Aggregate, Definition
@@ -30,7 +30,7 @@ from streamq.model.groups import Member
 from streamq.model.hooks import Hooks
 from streamq.model.isolation import Isolation, as_isolation
 from streamq.model.limits import DEFAULT_LIMITS, Limits
-from streamq.model.names import longest_pattern
+from streamq.model.names import check_key_name, longest_pattern
 from streamq.model.options import TASK_OPTION_NAMES, CallOptions, Options, TaskOptions
 from streamq.model.run_limits import RunLimit, check_limits
 from streamq.model.schedule import DEFAULT_MISFIRE, DEFAULT_OWNER, Cron, CronSource, FireHook, Gone, Misfire
@@ -82,7 +82,7 @@ class StreamQ:
     ``async with app`` opens its client; inside, tasks can be enqueued. ``app.sync()`` does the same
     for blocking code.
 
-    Raises AddressError and OptionError for settings that make no sense.
+    Raises AddressError, OptionError and RegistrationError for settings that make no sense.
     """
 
     def __init__(
@@ -102,6 +102,13 @@ class StreamQ:
         cron_owner: str = DEFAULT_OWNER,
         cron_gone: Gone = "remove",
     ) -> None:
+        if namespace is not None:
+            check_key_name("namespace", namespace)
+        if not isinstance(limits, Limits):
+            raise OptionError("limits", f"must be a Limits, not {type(limits).__name__}")
+        for name, given in (("lifespan", lifespan), ("on_health", on_health)):
+            if given is not None and not callable(given):
+                raise RegistrationError(name, f"must be a function, not {type(given).__name__}")
         self.address = url if isinstance(url, Address) else Address.parse(url)
         self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
         self.lifespan = lifespan
@@ -290,6 +297,9 @@ class StreamQ:
         It holds for runs that start inside the with block. Raises RegistrationError for a stand-in
         that cannot provide, or that itself wants what it stands in for.
         """
+        for name, given in (("provider", provider), ("stand_in", stand_in)):
+            if not callable(given):
+                raise RegistrationError(name, f"must be a function, not {type(given).__name__}")
         before = self._overrides.get(provider)
         self._overrides[provider] = provider_of(stand_in, TaskContext, (provider,))
         try:

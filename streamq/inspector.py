@@ -23,7 +23,15 @@ from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.ordering import ALL, Verb
 from streamq.broker.runner import AsyncRunner
 from streamq.clock import utc_day, wall_ms
-from streamq.errors import QueueError, ServerError, TaskError, TaskInBatch, TaskNotFound, WorkerError
+from streamq.errors import (
+    OptionError,
+    QueueError,
+    ServerError,
+    TaskError,
+    TaskInBatch,
+    TaskNotFound,
+    WorkerError,
+)
 from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.durations import Duration
 from streamq.model.groups import GroupInfo
@@ -35,6 +43,8 @@ from streamq.model.states import State
 
 T = TypeVar("T")
 
+MAX_PAGE = 10_000
+"""The most groups or tasks that one call lists."""
 _DAYS_KEPT = 92
 """Counters of a day live 90 days; two more cover clocks that differ."""
 
@@ -110,9 +120,10 @@ class Inspector:
             raise TaskNotFound(queue, task_id, "no such task")
         return inspecting.task_info(queue, task_id, found, self._lease_ms)
 
-    async def groups(self, queue: str, limit: int = 100) -> list[GroupInfo]:
+    async def groups(self, queue: str, *, limit: int = 100) -> list[GroupInfo]:
         """The groups that become batches next, the one that is due first in front. Raises QueueError."""
         keys = await self._known(queue)
+        _check_limit(limit)
         due = await self._runner.run(grouping.groups(keys, limit))
         sizes = await self._runner.run_all([grouping.group_size(keys, one.name) for one in due])
         oldest = await self._runner.run_all([grouping.oldest_member(keys, one.name) for one in due])
@@ -123,9 +134,13 @@ class Inspector:
             if oldest_ms is not None
         ]
 
-    async def active(self, queue: str, limit: int = 100) -> list[TaskInfo]:
-        """The longest delivered tasks that workers hold, those whose lease ran out marked as orphaned."""
+    async def active(self, queue: str, *, limit: int = 100) -> list[TaskInfo]:
+        """The longest delivered tasks that workers hold, those whose lease ran out marked as orphaned.
+
+        Raises QueueError.
+        """
         keys = await self._known(queue)
+        _check_limit(limit)
         pages = await self._runner.run_all([inspecting.pending(keys, lane, limit) for lane in LANES])
         rows = [row for page in pages if isinstance(page, list) for row in page]
         entries = await self._runner.run_all([inspecting.entry(keys, row) for row in rows])
@@ -147,8 +162,10 @@ class Inspector:
         return [worker for worker in said if isinstance(worker, WorkerInfo)]
 
     async def counters(self, name: str, day: str | None = None) -> dict[str, int]:
-        """A queue's counters: over all time, or of one UTC day as YYYYMMDD."""
+        """A queue's counters: over all time, or of one UTC day as YYYYMMDD. Raises QueueError."""
         queue = await self._known(name)
+        if day is not None:
+            _check_day(day)
         return await self._runner.run(
             inspecting.counters(queue.stats if day is None else queue.stats_of(day))
         )
@@ -177,6 +194,8 @@ class Inspector:
 
         Raises QueueError where limits are taken away from a queue that is unknown.
         """
+        if limits is not None and not isinstance(limits, QueueLimits):
+            raise OptionError("limits", f"must be a QueueLimits or None, not {type(limits).__name__}")
         queue = self.keys.queue(check_key_name("queue", name))
         if limits is None:
             queue = await self._known(name)
@@ -192,7 +211,7 @@ class Inspector:
         if word == b"missing":
             raise TaskNotFound(queue, task_id, "no such task")
         if word == b"active":
-            raise TaskError(queue, task_id, "is running; it can be deleted when it has ended")
+            raise TaskError(queue, task_id, "is running; cancel it with outcome='delete', or wait")
         _, colon, batch = word.partition(b":")
         if colon:
             raise TaskInBatch(queue, task_id, batch.decode())
@@ -286,6 +305,16 @@ class Inspector:
         if not await self._runner.run(inspecting.is_registered(self.keys, name)):
             raise QueueError(name, "no such queue")
         return queue
+
+
+def _check_day(day: object) -> None:
+    if not isinstance(day, str) or len(day) != 8 or not day.isdecimal():
+        raise OptionError("day", "must be a day of UTC as YYYYMMDD, as in '20261231'")
+
+
+def _check_limit(limit: object) -> None:
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise OptionError("limit", f"must be a whole number from 1 to {MAX_PAGE:,}")
 
 
 def _group_info(due: grouping.Due, size: int, oldest_ms: int) -> GroupInfo:

@@ -16,7 +16,7 @@ from streamq.model.groups import Member
 from streamq.model.hooks import NO_HOOKS, Hooks
 from streamq.model.isolation import Isolation
 from streamq.model.message import NO_TIMEOUT
-from streamq.model.names import STAR, check_name
+from streamq.model.names import STAR, check_name, check_type
 from streamq.model.options import UNSET, CallOptions, Options, Unset
 from streamq.model.retry import DEFAULT_RETRY
 from streamq.model.run_limits import RunLimit, key_reader
@@ -70,6 +70,9 @@ class BoundTask(Generic[P, R]):
         """
         return BoundTask(self._app, self.name, Options.of(options).over(self._options))
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
     def in_group(self, group: str) -> BoundTask[P, R]:
         """The same task as a member of a group: ``index.in_group("user:42").enqueue(7)``.
 
@@ -82,7 +85,8 @@ class BoundTask(Generic[P, R]):
 
         Raises OptionError for a name that does not fit.
         """
-        check_name("name", name)
+        if name != self.name:
+            check_type("name", name)
         prefix = self.name.removesuffix(STAR)
         if not (name.startswith(prefix) if self._is_pattern else name == self.name):
             raise OptionError("name", f"{name!r} does not fit {self.name!r}")
@@ -165,9 +169,6 @@ class Task(BoundTask[P, R]):
             batch=self.batch,
             aggregate=self.aggregate,
         )
-
-    def __repr__(self) -> str:
-        return f"<Task {self.name!r}>"
 
 
 class AsyncTask(Task[P, R]):

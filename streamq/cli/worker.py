@@ -19,7 +19,7 @@ _MAX_PROCESSES = 1_000
 _OPTION_OF = {
     "queues": "--queue",
     "concurrency": "--concurrency",
-    "grace_s": "--grace",
+    "grace": "--grace",
     "crash_limit": "--crash-limit",
     "worker_id": "--id",
 }

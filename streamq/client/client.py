@@ -34,7 +34,7 @@ from streamq.errors import (
     Unavailable,
     UsageError,
 )
-from streamq.model.call import TaskCall, as_call
+from streamq.model.call import TaskCall, as_call, check_calls
 from streamq.model.cancelling import Cancel, CancelOutcome
 from streamq.model.durations import Duration, duration_ms
 from streamq.model.info import TaskInfo
@@ -180,8 +180,10 @@ class Client:
     async def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
         """Enqueue many tasks in few round trips; one handle per call, in order.
 
-        Raises BatchError when some were not enqueued; its ``results`` tell which.
+        Raises BatchError when some were not enqueued; its ``results`` tell which. OptionError, where
+        there are no calls to go through.
         """
+        check_calls(calls)
         if self._middleware:
             return await self._enqueue_many_escorted(calls)
         return await self._enqueue_many(calls)

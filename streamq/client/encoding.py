@@ -23,7 +23,7 @@ from streamq.model.groups import DEFAULT_RULE, GroupRule
 from streamq.model.lanes import lane_for
 from streamq.model.limits import Limits
 from streamq.model.message import DROP, NO_TIMEOUT
-from streamq.model.names import check_key_name, check_name
+from streamq.model.names import check_key_name, check_type
 from streamq.model.options import DEFAULT_QUEUE, UNSET, Options
 from streamq.model.retry import Retry, store_policy
 from streamq.model.unique import Unique
@@ -86,7 +86,14 @@ class Encoder:
 
         Raises OptionError and PayloadError; nothing has been written then.
         """
-        route = self._routes.get((call.type, id(call.options))) or self._find_route(call)
+        try:
+            route = self._routes.get((call.type, id(call.options)))
+        except AttributeError:  # asked afterwards, since nearly every call is one
+            raise OptionError(
+                "calls", f"must be calls such as task.call(...), not {type(call).__name__}"
+            ) from None
+        if route is None:
+            route = self._find_route(call)
         payload = encode_payload(call.args, call.kwargs, self._limits)
         message = route.template.encode(payload, wall_ms())
         task_id = route.task_id or producer.new_task_id()
@@ -106,8 +113,13 @@ class Encoder:
 
     def _make_route(self, call: TaskCall[Any]) -> _Route:
         options = call.options.over(self._defaults)
-        task_type = check_name("type", call.type)
+        task_type = check_type("type", call.type)
         task_id = _given(options.task_id)
+        if task_id is None and options.on_conflict is not UNSET:
+            raise OptionError(
+                "on_conflict",
+                "goes with a task_id; what happens to a second unique task says Unique.on_conflict",
+            )
         unique = options.unique if isinstance(options.unique, Unique) else None
         group = self._joining(options, task_type, unique)
         return _Route(
@@ -185,10 +197,7 @@ def _timeout_ms(options: Options) -> int | None:
         return None
     if options.timeout is None:
         return NO_TIMEOUT
-    ms = duration_ms("timeout", options.timeout)
-    if ms == 0:
-        raise OptionError("timeout", "must be more than zero; give None for no limit")
-    return ms
+    return duration_ms("timeout", options.timeout)
 
 
 def _retention_ms(options: Options) -> int | None:

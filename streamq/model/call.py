@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, Unpack
 
-from streamq.errors import PayloadError
-from streamq.model.names import check_name
+from streamq.errors import OptionError, PayloadError
+from streamq.model.names import check_type
 from streamq.model.options import CallOptions, Options
 
 R_co = TypeVar("R_co", covariant=True)
@@ -52,6 +52,13 @@ class TaskCall(Generic[R_co]):
         return f"<TaskCall {self.type!r}>"
 
 
+def check_calls(calls: object) -> Iterable[Any]:
+    """What ``enqueue_many`` may go through. Raises OptionError, before it has taken anything."""
+    if isinstance(calls, str) or not isinstance(calls, Iterable):
+        raise OptionError("calls", f"must be many calls, as in a list, not {type(calls).__name__}")
+    return calls
+
+
 def as_call(
     task: TaskCall[Any] | str, arguments: Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> TaskCall[Any]:
@@ -65,9 +72,13 @@ def as_call(
         if not options:
             return task
         return task.with_options(**options)
+    if not isinstance(task, str):
+        raise OptionError(
+            "task", f"must be a task's name or a call such as task.call(...), not {type(task).__name__}"
+        )
     if arguments is not None and not isinstance(arguments, Mapping):
         raise PayloadError("arguments", f"must be a map of keyword arguments, not {type(arguments).__name__}")
     for name in arguments or ():
         if not isinstance(name, str):
             raise PayloadError("arguments", "names of arguments must be text")
-    return TaskCall(check_name("task", task), (), dict(arguments or {}), Options.of(options))
+    return TaskCall(check_type("task", task), (), dict(arguments or {}), Options.of(options))

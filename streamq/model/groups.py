@@ -55,12 +55,12 @@ DEFAULT_RULE = GroupRule()
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One task of a batch, as its handler gets it."""
+    """One task of a batch, as its handler gets it. Its repr, which ends up in logs, shows no arguments."""
 
     id: str
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    args: tuple[Any, ...] = field(default=(), repr=False)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     enqueued_at: datetime | None = None
     """By the producer's clock."""
 

@@ -29,8 +29,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) < 1:
-                raise OptionError(f"limits.{item.name}", "must be at least 1")
+            value = getattr(self, item.name)
+            if type(value) is not int or value < 1:
+                raise OptionError(f"limits.{item.name}", "must be a whole number of at least 1")
         if self.depth > MAX_DEPTH:
             raise OptionError("limits.depth", f"must be at most {MAX_DEPTH}, which every reader reads")
 

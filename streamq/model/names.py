@@ -29,6 +29,14 @@ def check_name(field: str, name: object) -> str:
     return name
 
 
+def check_type(field: str, name: object) -> str:
+    """The name of a task that is to be enqueued: a name, and no pattern. Raises OptionError."""
+    checked = check_name(field, name)
+    if checked.endswith(STAR):
+        raise OptionError(field, f"{checked!r} is a pattern; say which task: a name that it takes")
+    return checked
+
+
 def longest_pattern(name: str, patterns: Iterable[str]) -> str | None:
     """Of the patterns that take this name the longest; None when there is none."""
     fitting = [one for one in patterns if one.endswith(STAR) and name.startswith(one.removesuffix(STAR))]

@@ -93,6 +93,8 @@ class Options:
     @classmethod
     def of(cls, given: Mapping[str, Any], allowed: Iterable[str] | None = None) -> Options:
         """Options from keywords. Raises OptionError for an unknown name or a value without meaning."""
+        if not isinstance(given, Mapping):
+            raise OptionError("defaults", f"must be a map of options, not {type(given).__name__}")
         names = sorted(_NAMES if allowed is None else allowed)
         for name in given:
             if name not in names:
@@ -128,6 +130,12 @@ def _check_duration(field: str) -> Any:
         return value
 
     return check
+
+
+def _check_timeout(value: object) -> object:
+    if value is not None and duration_ms("timeout", value) == 0:
+        raise OptionError("timeout", "must be more than zero; give None for no limit")
+    return value
 
 
 def _check_moment(field: str) -> Any:
@@ -189,7 +197,7 @@ _CHECKS: dict[str, Any] = {
     "delay": _check_duration("delay"),
     "at": _check_moment("at"),
     "retry": as_retry,
-    "timeout": _check_duration("timeout"),
+    "timeout": _check_timeout,
     "deadline": _check_moment("deadline"),
     "expires": _check_expires,
     "task_id": lambda value: None if value is None else check_task_id(value),

@@ -20,6 +20,10 @@ CustomDelay = Callable[[int, BaseException], Duration]
 """Called with the number of the failure (1 for the first) and the error; returns the delay."""
 
 
+def _between(least: float, value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
 @dataclass(frozen=True, slots=True)
 class Exponential:
     """``base * factor ** (failures - 1)``, capped, then spread by ``jitter``.
@@ -36,9 +40,9 @@ class Exponential:
     def __post_init__(self) -> None:
         duration_ms("retry.base", self.base)
         duration_ms("retry.cap", self.cap)
-        if not 1 <= self.factor <= 100:
+        if not _between(1, self.factor, 100):
             raise OptionError("retry.factor", "must be between 1 and 100")
-        if not 0 <= self.jitter <= 1:
+        if not _between(0, self.jitter, 1):
             raise OptionError("retry.jitter", "must be between 0 and 1")
 
     def delay_ms(self, failures: int, spread: float) -> int:

@@ -74,7 +74,7 @@ class CronEntry:
     schedule: Schedule
     how: bytes
     """Lane and rules, as the enqueue script takes them."""
-    message: bytes
+    message: bytes = field(repr=False)
     """The task's message but for the moments that differ from tick to tick."""
     dedup_key: bytes = b""
     expires_ms: int | None = None

@@ -41,7 +41,7 @@ class Unique:
     """An archived task keeps its lock until it is deleted or purged."""
 
     def __post_init__(self) -> None:
-        if self.mode not in _LETTERS:
+        if self.mode not in tuple(_LETTERS):  # a tuple, where what has no hash may be looked for
             raise OptionError("unique", f"the mode must be one of {', '.join(_LETTERS)}")
         if (self.ttl is not None) != (self.mode == "window"):
             raise OptionError("unique.ttl", "belongs to a window, which needs it; the other modes have none")
@@ -49,6 +49,8 @@ class Unique:
             raise OptionError("unique.ttl", "must be more than zero")
         if self.on_conflict not in _ON_DUPLICATE:
             raise OptionError("unique.on_conflict", "must be 'raise', 'return' or 'replace'")
+        if not isinstance(self.keep_when_archived, bool):
+            raise OptionError("unique.keep_when_archived", "must be True or False")
         object.__setattr__(self, "key", _checked_key(self.key))
 
     @property

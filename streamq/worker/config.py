@@ -116,6 +116,8 @@ class WorkerConfig:
         return Hooks(self.on_error, self.on_success, self.on_archive)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.queues, Mapping):
+            raise OptionError("queues", "must be a map from queue to weight, as in {'default': 1}")
         if not self.queues:
             raise OptionError("queues", "name at least one queue")
         for name, weight in self.queues.items():
@@ -129,8 +131,9 @@ class WorkerConfig:
             if self.worker_id == "*":
                 raise OptionError("worker_id", "must not be *, which means all workers")
         _check_range("concurrency", self.concurrency, 1, MAX_CONCURRENCY)
-        _check_range("lease_ms", self.lease_ms, 300, 86_400_000)
-        _check_range("grace_s", self.grace_s, 0, 86_400)
+        # By the names and in the units in which users give them.
+        _check_range("lease", self.lease_ms / 1000, 0.3, 86_400)
+        _check_range("grace", self.grace_s, 0, 86_400)
         _check_range("crash_limit", self.crash_limit, 0, 1_000)
         _check_range("crash_backoff_ms", self.crash_backoff_ms, 1, 86_400_000)
         _check_range("archive_size", self.archive_size, 0, 10_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,23 @@ async def test_an_unknown_queue_is_an_error_that_names_it(stage: Stage, inspecto
     assert stage.all_keys() == []
     with pytest.raises(OptionError, match="queue"):
         await inspector.queue("{bad}")
+
+
+async def test_what_has_no_meaning_is_refused_by_name(stage: Stage, inspector: Inspector) -> None:
+    """A19"""
+    register(stage)
+    wrong: Any
+    for wrong in (0, -1, "5", True, 10_001):
+        with pytest.raises(OptionError, match="limit: must be a whole number from 1 to 10,000"):
+            await inspector.groups("default", limit=wrong)
+        with pytest.raises(OptionError, match="limit: must be a whole number from 1 to 10,000"):
+            await inspector.active("default", limit=wrong)
+    for wrong in (5, "", "2026-11", "yesterda"):
+        with pytest.raises(OptionError, match="day: must be a day of UTC as YYYYMMDD"):
+            await inspector.counters("default", wrong)
+    for wrong in (5, {"size": 5}):
+        with pytest.raises(OptionError, match="limits: must be a QueueLimits or None"):
+            await inspector.set_limits("default", wrong)
 
 
 async def test_queues_are_listed_by_name(stage: Stage, inspector: Inspector) -> None:

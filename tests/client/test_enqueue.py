@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streamq import Inspector, Retry, State, StreamQ, TaskCall
-from streamq.errors import OptionError, PayloadError, TaskIdConflict, UsageError
+from streamq.errors import BatchError, OptionError, PayloadError, TaskIdConflict, UsageError
 from streamq.model.retry import Fixed
 from tests.client.conftest import Producing
 from tests.servers import Server
@@ -247,6 +247,10 @@ class Opaque:
         ("t", None, {"retry": "many"}, "retry"),
         ("t", None, {"retry": Retry(1, Fixed(1)), "retries": 1}, "retries"),
         ("t", None, {"on_conflict": "ignore"}, "on_conflict"),
+        ("t", None, {"on_conflict": "return"}, "on_conflict"),
+        ("mail:*", None, {}, "task"),
+        (TaskCall("mail:*"), None, {}, "type"),
+        (len, None, {}, "task"),
         ("t", None, {"headers": {"k": 1}}, "headers"),
         ("t", None, {"headers": {"": "v"}}, "headers"),
         ("t", None, {"headers": [("k", "v")]}, "headers"),
@@ -273,6 +277,25 @@ async def test_a_misspelt_option_is_answered_with_the_right_one(producing: Produ
     """A19"""
     with pytest.raises(OptionError, match="did you mean retention"):
         await producing.enqueue("t", retension=5)
+
+
+@pytest.mark.parametrize("calls", [5, "t", TaskCall("t"), None])
+async def test_what_is_not_many_calls_is_refused(producing: Producing, server: Server, calls: Any) -> None:
+    """A19"""
+    with pytest.raises(OptionError, match="calls: must be many calls, as in a list"):
+        await producing.enqueue_many(calls)
+    assert keys_in(server, producing.app) == []
+
+
+async def test_what_is_no_call_is_refused_among_many_and_the_others_are_stored(producing: Producing) -> None:
+    """A19"""
+    calls: list[Any] = [TaskCall("t"), "t", len, TaskCall("t")]
+    with pytest.raises(BatchError) as caught:
+        await producing.enqueue_many(calls)
+    stored, *refused, last = caught.value.results
+    assert [error.field for error in refused] == ["calls", "calls"]
+    assert "not str" in str(refused[0])
+    assert (await producing.info(stored)).state == (await producing.info(last)).state == State.READY
 
 
 async def test_a_call_brings_its_own_arguments(producing: Producing, server: Server) -> None:

@@ -99,6 +99,7 @@ def test_the_callers_headers_are_copied() -> None:
 # Refusals: nothing is written, the error names the option
 
 BAD: list[tuple[str, Any]] = [
+    ("timeout", 0),
     ("queue", ""),
     ("queue", "   "),
     ("queue", " a"),
