@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 from zoneinfo import ZoneInfo
 
-from streamq.broker.address import Address
+from streamq.broker.address import Address, as_address
 from streamq.client.client import Client, ClientConfig
 from streamq.client.crons import Crons
 from streamq.client.crontab import DEFAULT_POLL_S, Crontab
@@ -109,7 +109,7 @@ class StreamQ:
         for name, given in (("lifespan", lifespan), ("on_health", on_health)):
             if given is not None and not callable(given):
                 raise RegistrationError(name, f"must be a function, not {type(given).__name__}")
-        self.address = url if isinstance(url, Address) else Address.parse(url)
+        self.address = as_address(url)
         self.defaults = Options.of(defaults or {}, TASK_OPTION_NAMES)
         self.lifespan = lifespan
         self.hooks = Hooks(on_error, on_success, on_archive)
@@ -353,20 +353,28 @@ class StreamQ:
         cron = Cron(id, spec, call, tz=tz, jitter=jitter, start=start, end=end, misfire=misfire)
         self.crontab.add(cron, self.config.encoder())
 
-    def cron_provider(self, *, every: Duration = DEFAULT_POLL_S) -> Callable[[S], S]:
+    @overload
+    def cron_provider(self, source: S, /) -> S: ...
+    @overload
+    def cron_provider(self, *, every: Duration = DEFAULT_POLL_S) -> Callable[[S], S]: ...
+    def cron_provider(  # type: ignore[misc]  # mypy wants a type of the decorator that is returned
+        self, source: CronSource | None = None, /, *, every: Duration = DEFAULT_POLL_S
+    ) -> Any:
         """Let a function say which schedules there should be; workers ask it again and again.
 
         It returns Cron entries, or is a coroutine function that does. When it raises, its entries stay
         as they are.
 
-        Raises OptionError; the decorator raises RegistrationError for what is no function.
+        Bare, or with ``every``: seconds or a timedelta between two looks.
+
+        Raises OptionError, and RegistrationError for what is no function.
         """
 
         def provide(source: S) -> S:
             self.crontab.provide(source, self.config.encoder(), every)
             return source
 
-        return provide
+        return provide if source is None else provide(source)
 
     def before_fire(self, hook: F) -> F:
         """Call this with a CronEvent before a tick is enqueued. What it raises is logged and changes nothing.

@@ -17,7 +17,7 @@ from streamq.broker import (
     producing,
     steering,
 )
-from streamq.broker.address import Address
+from streamq.broker.address import Address, as_address
 from streamq.broker.command import Command
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.ordering import ALL, Verb
@@ -33,7 +33,7 @@ from streamq.errors import (
     WorkerError,
 )
 from streamq.model.cancelling import Cancel, CancelOutcome
-from streamq.model.durations import Duration
+from streamq.model.durations import Duration, duration_ms
 from streamq.model.groups import GroupInfo
 from streamq.model.info import Audit, QueueInfo, TaskInfo, WorkerInfo
 from streamq.model.lanes import LANES
@@ -43,6 +43,7 @@ from streamq.model.states import State
 
 T = TypeVar("T")
 
+DEFAULT_LEASE_S = 10.0
 MAX_PAGE = 10_000
 """The most groups or tasks that one call lists."""
 _DAYS_KEPT = 92
@@ -50,20 +51,24 @@ _DAYS_KEPT = 92
 
 
 class Inspector:
-    """Looks and steers. Figures of one call are read in one round trip, but not in one instant."""
+    """Looks and steers. Figures of one call are read in one round trip, but not in one instant.
+
+    ``lease`` is that of the workers, to tell orphaned tasks. Every method may raise ServerError, and
+    OptionError for a name without meaning.
+    """
 
     def __init__(
         self,
-        address: Address,
+        url: str | Address,
         *,
         namespace: str | None = None,
-        lease_ms: int = 10_000,
+        lease: Duration = DEFAULT_LEASE_S,
         runner: AsyncRunner | None = None,
     ) -> None:
         self.keys = Keys(namespace)
-        self._lease_ms = lease_ms
+        self._lease_ms = duration_ms("lease", lease)
         self._owns_runner = runner is None
-        self._runner = runner or AsyncRunner(address)
+        self._runner = runner or AsyncRunner(as_address(url))
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,14 +87,14 @@ class Inspector:
         """The names of all queues, sorted."""
         return await self._runner.run(inspecting.queue_names(self.keys))
 
-    async def queue(self, name: str) -> QueueInfo:
+    async def queue(self, queue: str) -> QueueInfo:
         """Counts and counters of one queue. Raises QueueError when it is unknown."""
-        queue = await self._known(name)
+        keys = await self._known(queue)
         groups: list[list[Command[Any]]] = [
-            [*inspecting.lane_lengths(queue)],
-            [*inspecting.pending_counts(queue)],
-            [*inspecting.cardinalities(queue)],
-            [inspecting.is_paused(queue), inspecting.counters(queue.stats), inspecting.limits(queue)],
+            [*inspecting.lane_lengths(keys)],
+            [*inspecting.pending_counts(keys)],
+            [*inspecting.cardinalities(keys)],
+            [inspecting.is_paused(keys), inspecting.counters(keys.stats), inspecting.limits(keys)],
         ]
         replies = await self._runner.run_all([command for group in groups for command in group])
         lengths, replies = _split(replies, len(groups[0]))
@@ -99,7 +104,7 @@ class Inspector:
         held = sum(count for count in active if isinstance(count, int))
         scheduled, retry, completed, archived, aggregating = _checked(counts)
         return QueueInfo(
-            name=name,
+            name=queue,
             ready=sum(_checked(lengths)) - held,
             active=held,
             scheduled=scheduled,
@@ -161,32 +166,30 @@ class Inspector:
         # Neither those that expired meanwhile nor those whose heartbeat makes no sense.
         return [worker for worker in said if isinstance(worker, WorkerInfo)]
 
-    async def counters(self, name: str, day: str | None = None) -> dict[str, int]:
+    async def counters(self, queue: str, day: str | None = None) -> dict[str, int]:
         """A queue's counters: over all time, or of one UTC day as YYYYMMDD. Raises QueueError."""
-        queue = await self._known(name)
+        keys = await self._known(queue)
         if day is not None:
             _check_day(day)
-        return await self._runner.run(
-            inspecting.counters(queue.stats if day is None else queue.stats_of(day))
-        )
+        return await self._runner.run(inspecting.counters(keys.stats if day is None else keys.stats_of(day)))
 
     # Steering
 
-    async def pause(self, name: str) -> None:
+    async def pause(self, queue: str) -> None:
         """Hand out nothing more from the queue. Raises QueueError when it is paused already."""
-        if await self._runner.run(steering.pause(await self._known(name))) != b"ok":
-            raise QueueError(name, "is paused already")
+        if await self._runner.run(steering.pause(await self._known(queue))) != b"ok":
+            raise QueueError(queue, "is paused already")
 
-    async def resume(self, name: str) -> None:
+    async def resume(self, queue: str) -> None:
         """Hand out tasks again. Raises QueueError when it is not paused."""
-        if await self._runner.run(steering.resume(await self._known(name))) != b"ok":
-            raise QueueError(name, "is not paused")
+        if await self._runner.run(steering.resume(await self._known(queue))) != b"ok":
+            raise QueueError(queue, "is not paused")
 
-    async def limits(self, name: str) -> QueueLimits:
+    async def limits(self, queue: str) -> QueueLimits:
         """What the queue takes from producers. Raises QueueError when it is unknown."""
-        return await self._runner.run(inspecting.limits(await self._known(name)))
+        return await self._runner.run(inspecting.limits(await self._known(queue)))
 
-    async def set_limits(self, name: str, limits: QueueLimits | None) -> None:
+    async def set_limits(self, queue: str, limits: QueueLimits | None) -> None:
         """Let the queue take no more than that from producers; None takes all its limits away.
 
         It holds at once, for every producer, and replaces the limits before. A queue that nobody has
@@ -196,11 +199,11 @@ class Inspector:
         """
         if limits is not None and not isinstance(limits, QueueLimits):
             raise OptionError("limits", f"must be a QueueLimits or None, not {type(limits).__name__}")
-        queue = self.keys.queue(check_key_name("queue", name))
+        keys = self.keys.queue(check_key_name("queue", queue))
         if limits is None:
-            queue = await self._known(name)
-        _checked(await self._runner.run_all(steering.set_limits(queue, limits or NO_LIMITS)))
-        await self._runner.run(producing.register(self.keys.queues, name))
+            keys = await self._known(queue)
+        _checked(await self._runner.run_all(steering.set_limits(keys, limits or NO_LIMITS)))
+        await self._runner.run(producing.register(self.keys.queues, queue))
 
     async def delete(self, queue: str, task_id: str) -> None:
         """Delete a task that is not running.
@@ -261,35 +264,35 @@ class Inspector:
         word = await self._runner.run(steering.cancel(keys, check_task_id(task_id), mark, utc_day(wall_ms())))
         return steering.judge_cancel(queue, task_id, word)
 
-    async def audit(self, name: str) -> Audit:
+    async def audit(self, queue: str) -> Audit:
         """Look now for what does not fit together in a queue, and repair it or set it aside.
 
         Workers do the same every few minutes. Raises QueueError when the queue is unknown.
         """
-        queue = await self._known(name)
+        keys = await self._known(queue)
         now_ms = await self._runner.run(presence.server_time())
-        return await self._walk(auditing.audit(queue, now_ms))
+        return await self._walk(auditing.audit(keys, now_ms))
 
-    async def remove_queue(self, name: str, *, force: bool = False) -> None:
+    async def remove_queue(self, queue: str, *, force: bool = False) -> None:
         """Remove a queue with all its keys.
 
         Raises QueueError when tasks run, and when it is not empty unless ``force`` is given.
         """
-        queue = await self._known(name)
+        keys = await self._known(queue)
         day_ms = 86_400_000
         days = [utc_day(wall_ms() + day_ms - back * day_ms) for back in range(_DAYS_KEPT)]
         removed = steering.Removed(b"changed", 0)
         while removed.word == b"changed":
-            limiters = await self._runner.run(limiting.limiter_names(queue, 0, -1))
-            removed = await self._runner.run(steering.remove(queue, days, limiters, force=force))
+            limiters = await self._runner.run(limiting.limiter_names(keys, 0, -1))
+            removed = await self._runner.run(steering.remove(keys, days, limiters, force=force))
         if removed.word == b"active":
-            raise QueueError(name, f"{removed.tasks} tasks are running; stop the workers first")
+            raise QueueError(queue, f"{removed.tasks} tasks are running; stop the workers first")
         if removed.word == b"full":
-            raise QueueError(name, f"has {removed.tasks} tasks; give force=True to delete them with it")
-        await self._runner.run(steering.unregister(self.keys.queues, name))
+            raise QueueError(queue, f"has {removed.tasks} tasks; give force=True to delete them with it")
+        await self._runner.run(steering.unregister(self.keys.queues, queue))
         # Whoever enqueues from now on registers the queue anew; for one who did in between that is done here.
-        if await self._runner.run(steering.has_content(queue)):
-            await self._runner.run(producing.register(self.keys.queues, name))
+        if await self._runner.run(steering.has_content(keys)):
+            await self._runner.run(producing.register(self.keys.queues, queue))
 
     async def _walk(self, steps: Generator[Command[Any], Any, T]) -> T:
         command = next(steps)

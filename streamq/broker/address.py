@@ -96,6 +96,11 @@ class Address:
         return f"{self.scheme}://{login}{host}:{self.port}/{self.db}"
 
 
+def as_address(url: str | Address) -> Address:
+    """An address as it is, or read from a URL. Raises AddressError."""
+    return url if isinstance(url, Address) else Address.parse(url)
+
+
 def _split(url: str) -> SplitResult:
     if not isinstance(url, str):
         raise AddressError("url", f"is a {type(url).__name__}, not a string; write redis://host:6379/0")

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar, Unpack, overload
 
-from streamq.broker.address import Address
+from streamq.broker.address import Address, as_address
 from streamq.broker.command import Word
 from streamq.broker.dial import Timeouts
 from streamq.broker.inspecting import find, task_info
@@ -103,12 +103,12 @@ class Client:
     """
 
     def __init__(
-        self, address: Address, config: ClientConfig | None = None, runner: AsyncRunner | None = None
+        self, url: str | Address, config: ClientConfig | None = None, runner: AsyncRunner | None = None
     ) -> None:
         self.config = config or ClientConfig()
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
-        self.runner = runner or AsyncRunner(address, timeouts=self.config.attempt)
+        self.runner = runner or AsyncRunner(as_address(url), timeouts=self.config.attempt)
         self._encoder = self.config.encoder()
         self._middleware = self.config.middleware
         self._closed = False
@@ -148,8 +148,9 @@ class Client:
     ) -> TaskHandle[Any]:
         """Enqueue a call, or a task by its name. Concurrent calls share a round trip.
 
-        Raises OptionError or PayloadError before anything is sent, TaskIdConflict, and ServerError
-        (Unavailable once ``enqueue_timeout_s`` is over).
+        Raises OptionError or PayloadError before anything is sent; TaskIdConflict, DuplicateTask or
+        QueueLimitReached where Redis stores nothing; ServerError (Unavailable once ``enqueue_timeout_s`` is
+        over).
         """
         call = as_call(task, arguments, options)
         if self._middleware:
@@ -250,7 +251,7 @@ class Client:
 
     async def result(self, queue: str, task_id: str, timeout: Duration | None = None) -> Any:
         """Wait for a task's result; see TaskHandle.result."""
-        keys = self.keys.queue(check_key_name("queue", queue))
+        keys, task_id = self.keys.queue(check_key_name("queue", queue)), check_task_id(task_id)
         deadline_s = None if timeout is None else monotonic_s() + duration_ms("timeout", timeout) / 1000
         within_s = RECHECK_S if deadline_s is None else max(0.0, deadline_s - monotonic_s())
         notices, batch = self._desk_here().notices, None

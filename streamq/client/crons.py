@@ -77,7 +77,7 @@ class Crons:
 
     async def get(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> CronInfo:
         """One entry. Raises CronError."""
-        return _only(await self._walk(self._steps.list(queue)), cron_id, queue)
+        return await self._walk(self._steps.get(cron_id, queue))
 
     async def list(self, *, queue: str | None = None) -> _Infos:
         """All entries of one queue, or of all, sorted by queue and id."""
@@ -133,7 +133,7 @@ class SyncCrons:
 
     def get(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> CronInfo:
         """As Crons.get, blocking."""
-        return _only(self._walk(self._steps.list(queue)), cron_id, queue)
+        return self._walk(self._steps.get(cron_id, queue))
 
     def list(self, *, queue: str | None = None) -> _Infos:
         """As Crons.list, blocking."""
@@ -196,6 +196,13 @@ class _Steps:
             raise _missing(queue, cron_id)
         return decode_cron(cron_id, queue, stored)
 
+    def get(self, cron_id: str, queue: str) -> Steps[CronInfo]:
+        check_name("cron_id", cron_id)
+        for entry in (yield from self.list(queue)):
+            if entry.id == cron_id:
+                return entry
+        raise _missing(queue, cron_id)
+
     def list(self, queue: str | None) -> Steps[_Infos]:
         names = [check_key_name("queue", queue)] if queue is not None else (yield queue_names(self._keys))
         found: _Infos = []
@@ -240,10 +247,3 @@ def _there(old: CronEntry | None, queue: str, cron_id: str) -> CronEntry:
 
 def _missing(queue: str, cron_id: str) -> CronError:
     return CronError(queue, cron_id, "there is no such entry in this queue")
-
-
-def _only(entries: _Infos, cron_id: str, queue: str) -> CronInfo:
-    for entry in entries:
-        if entry.id == cron_id:
-            return entry
-    raise _missing(queue, cron_id)

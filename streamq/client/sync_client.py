@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar, Unpack, overload
 
-from streamq.broker.address import Address
+from streamq.broker.address import Address, as_address
 from streamq.broker.command import Command, Word
 from streamq.broker.inspecting import find, task_info
 from streamq.broker.keys import Keys
@@ -60,12 +60,12 @@ class SyncClient:
     """
 
     def __init__(
-        self, address: Address, config: ClientConfig | None = None, runner: SyncRunner | None = None
+        self, url: str | Address, config: ClientConfig | None = None, runner: SyncRunner | None = None
     ) -> None:
         self.config = config or ClientConfig()
         self.keys = Keys(self.config.namespace)
         self._owns_runner = runner is None
-        self.runner = runner or SyncRunner(address, timeouts=self.config.attempt)
+        self.runner = runner or SyncRunner(as_address(url), timeouts=self.config.attempt)
         self._encoder = self.config.encoder()
         self._producer = Producer()
         self._turns = threading.Lock()
@@ -103,8 +103,9 @@ class SyncClient:
     ) -> SyncTaskHandle[Any]:
         """Enqueue a call, or a task by its name.
 
-        Raises OptionError or PayloadError before anything is sent, TaskIdConflict, and ServerError
-        (Unavailable once ``enqueue_timeout_s`` is over).
+        Raises OptionError or PayloadError before anything is sent; TaskIdConflict, DuplicateTask or
+        QueueLimitReached where Redis stores nothing; ServerError (Unavailable once ``enqueue_timeout_s`` is
+        over).
         """
         call = as_call(task, arguments, options)
         if self._middleware:
@@ -187,7 +188,7 @@ class SyncClient:
 
     def result(self, queue: str, task_id: str, timeout: Duration | None = None) -> Any:
         """Wait for a task's result; see SyncTaskHandle.result."""
-        keys = self.keys.queue(check_key_name("queue", queue))
+        keys, task_id = self.keys.queue(check_key_name("queue", queue)), check_task_id(task_id)
         deadline_s = None if timeout is None else monotonic_s() + duration_ms("timeout", timeout) / 1000
         with SyncListener(self.runner.address, timeouts=self.config.timeouts) as listener:
             listener.subscribe(keys.done(task_id))

@@ -20,7 +20,7 @@ MAX_BATCH_SIZE = 500
 """The most members of one batch: about 5 ms of Redis's time to put it together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRule:
     """When a group becomes a batch. Durations are seconds or timedelta.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
 from streamq.errors import OptionError
@@ -45,6 +45,7 @@ class Concurrency(RunLimit):
     """At most ``limit`` running at once: over all workers, or in each worker with ``scope="worker"``."""
 
     limit: int
+    _: KW_ONLY
     key: Key = None
     scope: Scope = "all"
     name: str | None = None
@@ -62,6 +63,7 @@ class TokenBucket(RunLimit):
 
     rate: float
     per: Duration = 1.0
+    _: KW_ONLY
     burst: int = 1
     key: Key = None
     name: str | None = None
@@ -85,6 +87,7 @@ class SlidingWindow(RunLimit):
 
     limit: int
     per: Duration
+    _: KW_ONLY
     key: Key = None
     name: str | None = None
 

@@ -23,7 +23,7 @@ from tests.broker.test_delete import every_state
 
 @pytest.fixture
 async def inspector(stage: Stage) -> AsyncIterator[Inspector]:
-    inspector = Inspector(Address.parse(stage.server.unix_url), namespace=stage.keys.namespace, lease_ms=1000)
+    inspector = Inspector(Address.parse(stage.server.unix_url), namespace=stage.keys.namespace, lease=1)
     async with inspector:
         yield inspector
 

@@ -9,8 +9,22 @@ from typing import Any, cast
 
 import pytest
 
-from streamq import Address, Exponential, Limits, Member, StreamQ, Unique
-from streamq.errors import OptionError, RegistrationError, UsageError
+from streamq import (
+    Address,
+    Client,
+    Concurrency,
+    Cron,
+    Exponential,
+    GroupRule,
+    Inspector,
+    Limits,
+    Member,
+    StreamQ,
+    SyncClient,
+    TokenBucket,
+    Unique,
+)
+from streamq.errors import AddressError, OptionError, RegistrationError, UsageError
 from streamq.task import AsyncTask, SyncTask
 
 
@@ -110,6 +124,23 @@ def test_a_repr_names_the_task_and_shows_no_arguments() -> None:
     assert "hunter2" not in repr(Member("id", ("hunter2",), {"key": "hunter2"}, {"key": "hunter2"}))
 
 
+def test_a_cron_provider_is_registered_with_and_without_options() -> None:
+    app = StreamQ()
+
+    @app.cron_provider
+    def one() -> list[Cron]:
+        return []
+
+    @app.cron_provider(every=timedelta(seconds=5))
+    def two() -> list[Cron]:
+        return []
+
+    assert one() == two() == []
+    assert [provider.every_ms for provider in app.crontab.timetable().providers] == [60_000, 5_000]
+    with pytest.raises(RegistrationError, match="cron_provider: must be a function"):
+        app.cron_provider(cast("Any", 5))
+
+
 def test_only_a_function_stands_in_for_a_function() -> None:
     app, wrong = StreamQ(), cast("Any", 5)
     for provider, stand_in, field in ((wrong, len, "provider"), (len, wrong, "stand_in")):
@@ -125,3 +156,18 @@ def test_an_unknown_worker_setting_is_refused_with_the_nearest_name() -> None:
 def test_an_address_serves_in_place_of_a_url() -> None:
     address = Address.parse("redis://localhost:6390/2")
     assert StreamQ(address).address is address
+
+
+async def test_a_url_serves_in_place_of_an_address() -> None:
+    for made in (Client("redis://localhost:6390/2"), SyncClient("redis://localhost:6390/2")):
+        assert made.runner.address == Address.parse("redis://localhost:6390/2")
+    with pytest.raises(AddressError, match="redd:// is unknown"):
+        Inspector("redd://localhost")
+    with pytest.raises(OptionError, match="lease: must be seconds or a timedelta"):
+        Inspector("redis://localhost", lease=cast("Any", "10"))
+
+
+def test_what_belongs_to_a_limit_beside_its_numbers_is_given_by_name() -> None:
+    for make in (Concurrency, TokenBucket, GroupRule):
+        with pytest.raises(TypeError, match="positional"):
+            cast("Any", make)(1, 2, 3)
