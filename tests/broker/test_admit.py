@@ -319,16 +319,30 @@ def test_every_key_of_a_limiter_is_registered_and_expires(stage: Stage) -> None:
                 assert scores[name.encode()] - stage.now_ms() >= left_ms - 50
 
 
+def test_a_limiter_that_only_refuses_is_registered_too(stage: Stage) -> None:
+    """Its places are counted by a worker; who waits for one is kept in Redis."""
+    assert ask(stage, "a", by=Rule.full("l@w")) == [WAITS]
+    assert stage.redis.zrange(stage.queue.limiters, 0, -1) == [b"l@w"]
+
+
+def test_turns_that_last_longer_than_what_was_counted_keep_their_limiter_registered(stage: Stage) -> None:
+    bucket = rule(TokenBucket(rate=1, per=1))
+    ask(stage, *[f"n1-{number}" for number in range(20)], by=bucket)
+    [(_, gone_ms)] = stage.redis.zrange(stage.queue.limiters, 0, -1, withscores=True)
+    assert gone_ms - stage.now_ms() >= stage.redis.pttl(stage.queue.turn("x")) - 50 > 10_000
+
+
 # When Redis is full
 
 
-def test_tasks_may_start_when_memory_is_full(full: Stage) -> None:
+@pytest.mark.parametrize("limit", [Concurrency(1), TokenBucket(rate=1, per=60), SlidingWindow(1, per=60)])
+def test_tasks_may_start_when_memory_is_full(full: Stage, limit: RunLimit) -> None:
     """Only tasks that run make room again."""
     [entry] = running(full, "a")
     full.redis.config_set("maxmemory", 1)
     with pytest.raises(OutOfMemory):
         full.enqueue("b")
-    assert ask(full, entry, by=rule(Concurrency(1))) == [0]
+    assert ask(full, entry, by=rule(limit)) == [0]
     full.redis.config_set("maxmemory", 0)
 
 
@@ -336,3 +350,15 @@ def test_a_counter_of_another_type_refuses_rather_than_let_all_through(stage: St
     stage.redis.set(stage.queue.limiter("x"), "odd")
     with pytest.raises(ServerError):
         ask(stage, "na", by=rule(Concurrency(1)))
+
+
+def test_a_lane_of_another_type_does_not_make_tokens_look_dead(stage: Stage) -> None:
+    """Nobody knows whether their tasks run: none is let through."""
+    stage.consistent = False
+    single = rule(Concurrency(1))
+    assert ask(stage, *running(stage, "a"), by=single) == [0]
+    unseen(stage)
+    stage.redis.set(stage.queue.lanes[Lane.NORMAL], "odd")
+    with pytest.raises(ServerError):
+        ask(stage, "h1-1", by=single)
+    assert stage.redis.zcard(stage.queue.limiter("x")) == 1

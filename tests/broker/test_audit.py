@@ -11,20 +11,34 @@ import pytest
 
 from streamq.broker import auditing
 from streamq.broker.address import Address
+from streamq.broker.grouping import flush_group
 from streamq.broker.keys import GROUP
 from streamq.broker.producing import GroupRule
+from streamq.broker.refusals import WrongType
 from streamq.errors import QueueError, ServerRefused
 from streamq.inspector import Inspector
 from streamq.model.info import Audit
 from streamq.model.lanes import LANES, Lane
 from streamq.model.parked import Reason
 from streamq.model.states import State
-from tests.broker.driving import audit
+from tests.broker import driving
 from tests.broker.locks import enqueue
 from tests.broker.stage import DAY, LONG_MS, Stage
 
 NOTHING = Audit()
 ZSETS = ("scheduled", "retry", "completed", "archived")
+
+
+def audit(stage: Stage) -> Audit:
+    """One whole audit; what it tells is counted, over all time and for the day."""
+    keys = stage.queue.stats, stage.queue.stats_of(DAY)
+    before = [stage.counters(key) for key in keys]
+    found = driving.audit(stage)
+    told = {"vanished": found.vanished, "repaired": found.repaired, "quarantined": found.quarantined}
+    for key, former in zip(keys, before, strict=True):
+        now = stage.counters(key)
+        assert {name: now.get(name, 0) - former.get(name, 0) for name in told} == told
+    return found
 
 
 def every_state(stage: Stage) -> None:
@@ -146,6 +160,22 @@ def test_what_is_ready_in_a_paused_queue_is_no_orphan(stage: Stage) -> None:
     assert stage.complete(held) == [b"ok"]
 
 
+def test_another_group_that_reads_a_lane_does_not_tell_what_was_handed_out(stage: Stage) -> None:
+    """B3: a monitor's, say."""
+    stage.enqueue("a", "b")
+    stage.fetch(count=1)
+    stage.redis.xgroup_create(stage.queue.lanes[Lane.NORMAL], "zz", "$")
+    assert audit(stage) == NOTHING
+
+
+def test_a_lane_of_the_wrong_type_is_a_typed_error(stage: Stage) -> None:
+    """B3: never silent."""
+    stage.consistent = False
+    stage.redis.set(stage.queue.lanes[Lane.NORMAL], "something else")
+    with pytest.raises(WrongType):
+        stage.run(auditing.audit_lane(stage.queue, Lane.NORMAL, DAY, b"-"))
+
+
 def test_a_paused_queue_that_lost_its_place_is_left_alone(stage: Stage) -> None:
     """B3: without knowing what had been handed out nothing can be told."""
     stage.enqueue("ready")
@@ -233,6 +263,21 @@ def test_a_member_without_a_body_is_dropped_and_counted(stage: Stage) -> None:
     assert stage.find("a").state is None
     assert sorted(stage.redis.hkeys(stage.queue.grouped)) == [b"b", b"c", b"later"]
     assert audit(stage) == NOTHING
+    stage.redis.hdel(stage.queue.parked, "c")
+    assert audit(stage) == Audit(vanished=1, swept=1)
+    assert list(stage.members(stage.queue.groups)) == ["t\ng"]
+
+
+def test_a_place_left_in_a_group_does_not_touch_the_batch_that_its_member_is_in(stage: Stage) -> None:
+    """B3: the record of the batch says where the task is."""
+    members(stage)
+    place = stage.redis.zrange(stage.queue.aggregating, 0, -1)[0]
+    batch = {b"t\ng": 1}
+    stage.redis.zadd(stage.queue.groups, batch)
+    assert stage.run(flush_group(stage.queue, ["batch"])).members == 2
+    stage.redis.zadd(stage.queue.aggregating, {place: 0})
+    assert audit(stage) == Audit(vanished=1)
+    assert stage.redis.hget(stage.queue.grouped, "a") == b"=batch"
 
 
 def test_members_whose_rules_were_lost_go_with_the_others(stage: Stage) -> None:
@@ -253,7 +298,9 @@ def test_who_waits_behind_a_lock_that_was_deleted_does_not_wait_for_ever(stage: 
     assert audit(stage) == NOTHING
     gone = {"unique", "owners"} if lost == "both" else {lost}
     stage.redis.delete(*(getattr(stage.queue, name) for name in gone))
-    found = audit(stage)
+    with stage.hearing(stage.queue.hints) as said:
+        found = audit(stage)
+    assert said == ([] if lost == "owners" else [b"due"])
     assert found == (NOTHING if lost == "owners" else Audit(repaired=1))
     assert audit(stage) == NOTHING
     if lost == "owners":
@@ -349,6 +396,17 @@ def test_a_ready_copy_of_a_task_is_set_aside(stage: Stage) -> None:
     assert sorted(body.message for body in kept if body) == [b"copy of a", b"copy of later"]
 
 
+def test_a_copy_that_a_worker_runs_is_left_until_that_has_ended(stage: Stage) -> None:
+    """B3: its lease is kept."""
+    stage.consistent = False
+    stage.started("a")
+    stage.redis.xadd(stage.queue.lanes[Lane.NORMAL], {"id": "a", "m": "copy"})
+    [copy] = stage.fetch("w2")
+    assert audit(stage) == NOTHING
+    assert copy.entry_id in stage.active()
+    assert len(stage.entries(Lane.NORMAL)) == 2
+
+
 def test_every_lane_deleted_by_hand(stage: Stage) -> None:
     """B3: what was in them is lost and said so; what waits elsewhere is untouched, and ids are free."""
     ids = [f"t{number}" for number in range(300)]
@@ -403,7 +461,7 @@ def test_a_key_of_the_wrong_type_is_a_typed_error_and_changes_nothing(stage: Sta
 def test_a_counter_at_its_end_does_not_stop_the_audit(stage: Stage) -> None:
     stage.redis.hset(stage.queue.stats, "vanished", 2**63 - 1)
     stage.redis.hset(stage.queue.index, "odd", "n1-1")
-    assert audit(stage) == Audit(vanished=1)
+    assert driving.audit(stage) == Audit(vanished=1)
     assert stage.counters()["vanished"] == 1
 
 

@@ -65,21 +65,23 @@ def test_a_waiting_task_is_archived_with_its_bytes_and_the_reason(stage: Stage, 
     assert (found.parked.reason, found.parked.lane) == (Reason.CANCELLED, Lane.LOW)
     assert found.message_bytes == (b"again" if bring is retried else b"m-a")
     assert stage.fetch() == []
-    nothing_left(stage)
+    assert nothing_left(stage)
     counters = stage.counters()
     assert (counters["cancelled"], counters["archived"]) == (1, 1)
 
 
 @pytest.mark.parametrize("bring", WAITING)
 def test_a_waiting_task_is_deleted_without_a_trace(stage: Stage, bring: Bring) -> None:
-    """B10"""
+    """B10: nor of what an earlier attempt of it said."""
     bring(stage)
+    stage.redis.hset(stage.queue.progress, "a", "half")
     with stage.hearing(stage.queue.done("a").decode()) as said:
         assert stage.cancel("a", "delete") == b"ok"
     assert said == [b"deleted"]
     assert stage.find("a").state is None
-    assert stage.redis.exists(stage.queue.index, stage.queue.parked, stage.queue.archived) == 0
-    nothing_left(stage)
+    queue = stage.queue
+    assert stage.redis.exists(queue.index, queue.parked, queue.archived, queue.progress) == 0
+    assert nothing_left(stage)
     assert stage.counters()["cancelled"] == 1
 
 
@@ -94,6 +96,7 @@ def test_a_waiting_task_is_put_off_where_a_retry_is_asked_for(
     with stage.hearing(stage.queue.hints) as said:
         assert stage.cancel("a", "retry", delay_ms) == b"ok"
     assert said == [b"due"]
+    assert stage.counters()["cancelled"] == 1
     due = {**stage.members(stage.queue.retry), **stage.members(stage.queue.scheduled)}["a"]
     assert before + delay_ms <= due <= stage.now_ms() + delay_ms
     stage.check()
@@ -158,6 +161,18 @@ def test_a_task_that_does_not_exist_is_not_cancelled(stage: Stage) -> None:
     assert stage.dump() == before
 
 
+def test_a_task_whose_entry_or_place_is_gone_is_missing(stage: Stage) -> None:
+    """Whoever took it away by hand has ended it; the audit deals with what is left."""
+    stage.consistent = False
+    stage.enqueue("a")
+    stage.redis.delete(stage.queue.lanes[Lane.NORMAL])
+    stage.redis.hset(stage.queue.parked, "b", "n0:m")
+    before = stage.dump()
+    for outcome in ("archive", "delete", "retry"):
+        assert stage.cancel("a", outcome) == stage.cancel("b", outcome) == b"missing"
+    assert stage.dump() == before
+
+
 @pytest.mark.parametrize(
     "where, answer", [("active", b"batch:b"), ("retry", b"batch:b"), ("done", b"missing")]
 )
@@ -192,7 +207,7 @@ def test_the_lock_of_a_cancelled_task_is_free_at_once(
     """A30: also a window, which would outlast the task if it had run."""
     enqueue(stage, "a", mode=mode, window_ms=LONG_MS, delay_ms=delay_ms)
     assert stage.cancel("a", outcome) == b"ok"
-    nothing_left(stage)
+    assert nothing_left(stage)
     assert enqueue(stage, "b", mode=mode, window_ms=LONG_MS) == [b"ready"]
 
 
@@ -208,6 +223,24 @@ def test_a_retry_keeps_the_lock(stage: Stage) -> None:
     enqueue(stage, "a", mode="d")
     assert stage.cancel("a", "retry", LONG_MS) == b"ok"
     assert enqueue(stage, "b", mode="d") == [b"duplicate:a"]
+
+
+def test_a_retry_of_an_active_task_keeps_its_window(stage: Stage) -> None:
+    """It is not over: its lock lasts as long as it was asked to."""
+    enqueue(stage, "a", mode="w", window_ms=LONG_MS)
+    [entry] = stage.fetch()
+    assert stage.cancel("a", "retry") == b"asked"
+    stage.complete(entry)
+    assert enqueue(stage, "b", mode="w", window_ms=LONG_MS) == [b"duplicate:a"]
+
+
+def test_a_cancelled_task_does_not_free_the_lock_of_another(stage: Stage) -> None:
+    """A35: its record of the lock is an old one."""
+    enqueue(stage, "a")
+    stage.enqueue("b")
+    stage.redis.hset(stage.queue.owners, "b", KEY)
+    assert stage.cancel("b", "delete") == b"ok"
+    assert enqueue(stage, "c") == [b"duplicate:a"]
 
 
 @pytest.mark.parametrize("outcome", ["archive", "delete"])
@@ -231,7 +264,9 @@ def test_who_waited_behind_a_cancelled_task_has_its_lock_and_is_due(stage: Stage
     [entry] = stage.fetch()
     enqueue(stage, "b", mode="k")
     stage.release(entry)
-    assert stage.cancel("a", "delete") == b"ok"
+    with stage.hearing(stage.queue.hints) as said:
+        assert stage.cancel("a", "delete") == b"ok"
+    assert said == [b"due"]
     assert stage.forward().moved == 1
     assert stage.find("b").state is State.READY
     assert stage.redis.hgetall(stage.queue.owners) == {b"b": KEY.encode()}
@@ -248,6 +283,7 @@ def test_who_waits_behind_a_running_task_is_put_off_no_earlier(stage: Stage) -> 
     assert stage.members(stage.queue.scheduled) == due
     assert stage.cancel("b", "delete") == b"ok"
     assert stage.redis.hgetall(stage.queue.owners) == {b"a": KEY.encode()}
+    assert stage.redis.hkeys(stage.queue.unique) == [KEY.encode()]
 
 
 # Where a worker runs it
@@ -364,7 +400,7 @@ def test_a_discarded_task_is_gone_and_counted_for_its_reason(stage: Stage) -> No
         assert stage.discard(cancelled, reason=Reason.CANCELLED) == [b"ok"]
     assert said == [b"deleted"]
     assert stage.discard(expired) == [b"lost"]
-    assert stage.counters() == {"expired": 1, "cancelled": 1}
+    assert stage.counters() == stage.counters(stage.queue.stats_of(DAY)) == {"expired": 1, "cancelled": 1}
     assert all(stage.entries(lane) == [] for lane in LANES)
 
 

@@ -38,6 +38,20 @@ def test_tasks_of_a_call_keep_their_order(stage: Stage) -> None:
     assert stage.ids(Lane.NORMAL) == [*ids, "last"]
 
 
+def test_each_task_of_a_call_has_its_own_answer(stage: Stage) -> None:
+    """In the order of the call, again when it is sent again; workers hear of the earliest."""
+    tasks = [
+        (how(Lane.NORMAL, delay_ms=LONG_MS), "later", b"m"),
+        (how(Lane.NORMAL), "now", b"m"),
+        (how(Lane.NORMAL, delay_ms=1_000), "soon", b"m"),
+        (how(Lane.NORMAL, delay_ms=2 * LONG_MS), "last", b"m"),
+    ]
+    with stage.hearing(stage.queue.hints) as said:
+        answers = [list(stage.send(1, *tasks).words) for _ in range(2)]
+    assert answers == [[b"scheduled", b"ready", b"scheduled", b"scheduled"]] * 2
+    assert said == [b"due"]
+
+
 def test_any_bytes_are_kept_as_they_are(stage: Stage) -> None:
     message = bytes(range(256)) * 5
     stage.enqueue("a", "ünïcode-ид", message=message)
