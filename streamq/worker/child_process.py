@@ -150,7 +150,8 @@ class ChildProcess:
         elif kind == "ready":
             self.ready.set_result(None)
         elif kind == "unready":
-            failed = ChildFailed(f"the child process cannot load the app: {frame['type']}: {frame['text']}")
+            why = f"{frame['type']}: {frame['text']}"
+            failed = ChildFailed(f"the child process cannot load the app: {why}{_remedy(frame['text'])}")
             self.ready.set_exception(failed)
             self.ready.exception()
             log.error("child process cannot load the app error=%s: %s", frame["type"], frame["text"])
@@ -196,6 +197,11 @@ def _spawn(number: int) -> subprocess.Popen[bytes]:
 
 
 # What a child says, as results and errors
+
+
+def _remedy(problem: str) -> str:
+    """For a script that runs its program while it is imported, which asyncio refuses in words of its own."""
+    return "; keep it under 'if __name__ == \"__main__\":'" if "asyncio.run()" in problem else ""
 
 
 def _result(answer: Mapping[str, Any]) -> Any:

@@ -50,7 +50,10 @@ async def main() -> None:
 if __name__ == "__main__":
     asyncio.run(main())
 """
-UNGUARDED = "asyncio.run(app.worker().run())\n"
+UNGUARDED = (
+    "asyncio.run(app.worker().run())\n",
+    "async def main() -> None:\n    await app.worker().run()\n\nasyncio.run(main())\n",
+)
 
 
 class Program:
@@ -132,9 +135,15 @@ def test_handlers_in_other_modules_than_the_apps_are_found(program: Program) -> 
         assert program.result("shop.pid") in {child.pid for child in worker.children()}
 
 
-def test_a_script_that_starts_its_worker_when_imported_is_told_of_the_guard(program: Program) -> None:
-    program.write("shop.py", PROGRAM, UNGUARDED)
-    with program.run("shop.py"), pytest.raises(TaskFailed, match=r"keep what starts a worker under 'if __na"):
+@pytest.mark.parametrize("unguarded", UNGUARDED)
+def test_a_script_that_starts_its_worker_when_imported_is_told_of_the_guard(
+    program: Program, unguarded: str
+) -> None:
+    program.write("shop.py", PROGRAM, unguarded)
+    with (
+        program.run("shop.py"),
+        pytest.raises(TaskFailed, match=r"keep .* under 'if __name__ == .__main__.:'"),
+    ):
         program.result("__main__.pid")
 
 
