@@ -49,8 +49,6 @@ __all__ = [  # noqa: RUF022
     "SlidingWindow",
     "Isolation",
     # around and inside a handler
-    "Cron",
-    "CronEvent",
     "CallNext",
     "Depends",
     "INJECTED",
@@ -61,6 +59,11 @@ __all__ = [  # noqa: RUF022
     "Release",
     "SkipRetry",
     "Drop",
+    # schedules
+    "Cron",
+    "CronEvent",
+    "CronInfo",
+    "CronTick",
     # producing and looking
     "Client",
     "SyncClient",
@@ -70,8 +73,6 @@ __all__ = [  # noqa: RUF022
     "SyncSemaphore",
     "Permit",
     "SyncPermit",
-    "CronInfo",
-    "CronTick",
     "Inspector",
     "State",
     "Reason",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
@@ -271,7 +270,7 @@ class Inspector:
         """
         keys = await self._known(queue)
         now_ms = await self._runner.run(presence.server_time())
-        return await self._walk(auditing.audit(keys, now_ms))
+        return await self._runner.walk(auditing.audit(keys, now_ms))
 
     async def remove_queue(self, queue: str, *, force: bool = False) -> None:
         """Remove a queue with all its keys.
@@ -293,15 +292,6 @@ class Inspector:
         # Whoever enqueues from now on registers the queue anew; for one who did in between that is done here.
         if await self._runner.run(steering.has_content(keys)):
             await self._runner.run(producing.register(self.keys.queues, queue))
-
-    async def _walk(self, steps: Generator[Command[Any], Any, T]) -> T:
-        command = next(steps)
-        while True:
-            try:
-                command = steps.send(await self._runner.run(command))
-            except StopIteration as done:
-                brought: T = done.value
-                return brought
 
     async def _known(self, name: str) -> QueueKeys:
         queue = self.keys.queue(check_key_name("queue", name))

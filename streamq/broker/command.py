@@ -6,7 +6,7 @@ Commands, so each operation is written once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +38,10 @@ class Command(Generic[T]):
         if self.script is None:
             return pack(self.args)
         return pack_call(self.script.sha, self.keys, self.args)
+
+
+Steps = Generator[Command[Any], Any, T]
+"""Commands, each decided by the replies before it: yields one, is sent its reply, returns what came of it."""
 
 
 def pack(words: Sequence[Word]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from streamq.broker.address import Address
 from streamq.broker.capabilities import UNKNOWN, Capabilities
-from streamq.broker.command import Command
+from streamq.broker.command import Command, Steps
 from streamq.broker.dial import Timeouts
 from streamq.broker.link import Link
 from streamq.broker.pipeline import Pipeline
@@ -87,6 +87,17 @@ class AsyncRunner:
         if pipeline.take(await connection.send_many(*pipeline.packed(), limit_s=limit_s)):
             pipeline.take_again(await connection.send_many(*pipeline.packed_again(), limit_s=limit_s))
         return pipeline.results()
+
+    async def walk(self, steps: Steps[T]) -> T:
+        """Run each command that the steps yield and send them its reply; answers what they return."""
+        reply: Any = None
+        while True:
+            try:
+                command = steps.send(reply)
+            except StopIteration as done:
+                brought: T = done.value
+                return brought
+            reply = await self.run(command)
 
     async def connect(self) -> AsyncConnection:
         """The connection, opened first where none stands. Raises AddressError or ServerError."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from streamq.broker.address import Address
 from streamq.broker.capabilities import INFO, UNKNOWN, Capabilities, read_info
-from streamq.broker.command import Command, pack
+from streamq.broker.command import Command, Steps, pack
 from streamq.broker.dial import Timeouts
 from streamq.broker.pipeline import Pipeline
 from streamq.broker.refusals import NoScript
@@ -76,6 +76,17 @@ class SyncRunner:
         if pipeline.take(connection.call_many(*pipeline.packed(), limit_s=limit_s)):
             pipeline.take_again(connection.call_many(*pipeline.packed_again(), limit_s=limit_s))
         return pipeline.results()
+
+    def walk(self, steps: Steps[T]) -> T:
+        """Run each command that the steps yield and send them its reply; answers what they return."""
+        reply: Any = None
+        while True:
+            try:
+                command = steps.send(reply)
+            except StopIteration as done:
+                brought: T = done.value
+                return brought
+            reply = self.run(command)
 
     def connect(self) -> SyncConnection:
         """The connection, opened first where none stands. Raises AddressError or ServerError."""

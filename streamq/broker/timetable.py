@@ -7,12 +7,12 @@ script that changes it, and whoever lost looks again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from streamq.broker.command import Command
+from streamq.broker.command import Steps
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.presence import server_time
 from streamq.broker.producing import register
@@ -24,7 +24,6 @@ from streamq.model.info import moment
 from streamq.model.schedule import CronEntry, CronInfo
 
 T = TypeVar("T")
-Steps = Generator[Command[Any], Any, T]
 
 _ATTEMPTS = 20
 """Times an entry may change under one's hands."""

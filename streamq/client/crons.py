@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from streamq.broker.command import Steps
 from streamq.broker.inspecting import queue_names
 from streamq.broker.keys import Keys
 from streamq.broker.scheduling import HISTORY_KEPT, history, stored_entry, task_words
-from streamq.broker.timetable import Steps, discard, listing, revise
+from streamq.broker.timetable import discard, listing, revise
 from streamq.client.crontab import as_entry
 from streamq.client.producer import Producer
 from streamq.clock import wall_ms
@@ -49,7 +50,7 @@ class Crons:
 
         Raises CronError where another one has its id, OptionError, PayloadError, ServerError.
         """
-        await self._walk(self._steps.add(cron))
+        await self._client.runner.walk(self._steps.add(cron))
 
     async def change(self, cron: Cron) -> None:
         """Replace the entry with this id, which may be paused and stays so.
@@ -57,47 +58,39 @@ class Crons:
         Where only the call differs, the schedule goes on as it is. Raises as ``add`` does, and CronError
         where there is none.
         """
-        await self._walk(self._steps.change(cron))
+        await self._client.runner.walk(self._steps.change(cron))
 
     async def pause(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> None:
         """Let it tick no more until it is resumed; ticks in between are not made up for. Raises CronError."""
-        await self._walk(self._steps.set_paused(cron_id, queue, paused=True))
+        await self._client.runner.walk(self._steps.set_paused(cron_id, queue, paused=True))
 
     async def resume(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> None:
         """Let it tick again. Raises CronError."""
-        await self._walk(self._steps.set_paused(cron_id, queue, paused=False))
+        await self._client.runner.walk(self._steps.set_paused(cron_id, queue, paused=False))
 
     async def remove(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> None:
         """Forget it; one of the code comes back with the next start of a worker. Raises CronError."""
-        await self._walk(self._steps.remove(cron_id, queue))
+        await self._client.runner.walk(self._steps.remove(cron_id, queue))
 
     async def fire(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> TaskHandle[Any]:
         """Enqueue its task now, beside the schedule, which goes on as it is. Raises CronError."""
-        return await self._client.enqueue_entry(await self._walk(self._steps.find(cron_id, queue)))
+        return await self._client.enqueue_entry(
+            await self._client.runner.walk(self._steps.find(cron_id, queue))
+        )
 
     async def get(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> CronInfo:
         """One entry. Raises CronError."""
-        return await self._walk(self._steps.get(cron_id, queue))
+        return await self._client.runner.walk(self._steps.get(cron_id, queue))
 
     async def list(self, *, queue: str | None = None) -> _Infos:
         """All entries of one queue, or of all, sorted by queue and id."""
-        return await self._walk(self._steps.list(queue))
+        return await self._client.runner.walk(self._steps.list(queue))
 
     async def history(
         self, *, queue: str = DEFAULT_QUEUE, limit: int = DEFAULT_PAGE, offset: int = 0
     ) -> _Ticks:
         """The last ticks of a queue's entries, the newest first; 1,000 are kept."""
-        return await self._walk(self._steps.history(queue, limit, offset))
-
-    async def _walk(self, steps: Steps[T]) -> T:
-        reply: Any = None
-        while True:
-            try:
-                command = steps.send(reply)
-            except StopIteration as done:
-                brought: T = done.value
-                return brought
-            reply = await self._client.runner.run(command)
+        return await self._client.runner.walk(self._steps.history(queue, limit, offset))
 
 
 class SyncCrons:
@@ -109,49 +102,39 @@ class SyncCrons:
 
     def add(self, cron: Cron) -> None:
         """As Crons.add, blocking."""
-        self._walk(self._steps.add(cron))
+        self._client.runner.walk(self._steps.add(cron))
 
     def change(self, cron: Cron) -> None:
         """As Crons.change, blocking."""
-        self._walk(self._steps.change(cron))
+        self._client.runner.walk(self._steps.change(cron))
 
     def pause(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> None:
         """As Crons.pause, blocking."""
-        self._walk(self._steps.set_paused(cron_id, queue, paused=True))
+        self._client.runner.walk(self._steps.set_paused(cron_id, queue, paused=True))
 
     def resume(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> None:
         """As Crons.resume, blocking."""
-        self._walk(self._steps.set_paused(cron_id, queue, paused=False))
+        self._client.runner.walk(self._steps.set_paused(cron_id, queue, paused=False))
 
     def remove(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> None:
         """As Crons.remove, blocking."""
-        self._walk(self._steps.remove(cron_id, queue))
+        self._client.runner.walk(self._steps.remove(cron_id, queue))
 
     def fire(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> SyncTaskHandle[Any]:
         """As Crons.fire, blocking."""
-        return self._client.enqueue_entry(self._walk(self._steps.find(cron_id, queue)))
+        return self._client.enqueue_entry(self._client.runner.walk(self._steps.find(cron_id, queue)))
 
     def get(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> CronInfo:
         """As Crons.get, blocking."""
-        return self._walk(self._steps.get(cron_id, queue))
+        return self._client.runner.walk(self._steps.get(cron_id, queue))
 
     def list(self, *, queue: str | None = None) -> _Infos:
         """As Crons.list, blocking."""
-        return self._walk(self._steps.list(queue))
+        return self._client.runner.walk(self._steps.list(queue))
 
     def history(self, *, queue: str = DEFAULT_QUEUE, limit: int = DEFAULT_PAGE, offset: int = 0) -> _Ticks:
         """As Crons.history, blocking."""
-        return self._walk(self._steps.history(queue, limit, offset))
-
-    def _walk(self, steps: Steps[T]) -> T:
-        reply: Any = None
-        while True:
-            try:
-                command = steps.send(reply)
-            except StopIteration as done:
-                brought: T = done.value
-                return brought
-            reply = self._client.runner.run(command)
+        return self._client.runner.walk(self._steps.history(queue, limit, offset))
 
 
 class _Steps:

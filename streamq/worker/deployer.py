@@ -11,11 +11,10 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
 from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.runner import AsyncRunner
-from streamq.broker.timetable import Followed, Steps, follow
+from streamq.broker.timetable import follow
 from streamq.clock import monotonic_s
 from streamq.errors import ServerError
 from streamq.model.schedule import CronEntry, CronProvider, Timetable
@@ -91,8 +90,7 @@ class Deployer:
         return await self._follow(provider.owner, wished, lambda owner: owner == provider.owner)
 
     async def _follow(self, owner: str, wished: Iterable[CronEntry], is_gone: Callable[[str], bool]) -> int:
-        steps = follow(self._keys, self._served, owner, wished, is_gone)
-        done = await self._walk(steps)
+        done = await self._runner.walk(follow(self._keys, self._served, owner, wished, is_gone))
         if done.written or done.removed:
             log.info("schedules deployed owner=%s written=%d removed=%d", owner, done.written, done.removed)
         for entry_id in done.refused:
@@ -104,13 +102,3 @@ class Deployer:
                     owner,
                 )
         return done.written + done.removed
-
-    async def _walk(self, steps: Steps[Followed]) -> Followed:
-        reply: Any = None
-        while True:
-            try:
-                command = steps.send(reply)
-            except StopIteration as done:
-                followed: Followed = done.value
-                return followed
-            reply = await self._runner.run(command)
