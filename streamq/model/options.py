@@ -98,9 +98,7 @@ class Options:
         names = sorted(_NAMES if allowed is None else allowed)
         for name in given:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-                raise OptionError(name, f"unknown option; {hint}")
+                raise OptionError(name, _misplaced(name, names))
         checked = {name: _CHECKS[name](value) for name, value in given.items()}
         if checked.get("delay") is not None and checked.get("at") is not None:
             raise OptionError("delay", "give either delay or at, not both")
@@ -121,6 +119,23 @@ class Options:
 
 _NAMES = tuple(item.name for item in fields(Options))
 TASK_OPTION_NAMES = frozenset(TaskOptions.__annotations__)
+
+
+_OF_HANDLERS = frozenset(
+    {"aggregate", "is_failure", "isolate", "limits", "on_archive", "on_error", "on_success"}
+)
+"""What app.task takes beside options: it stays with the handler, no message carries it."""
+
+
+def _misplaced(name: str, names: list[str]) -> str:
+    """What is wrong with an option that is not among those that may be given here."""
+    if name in _NAMES:
+        return f"unknown option of a task: it is said for each call, as in task.options({name}=...)"
+    if name in _OF_HANDLERS:
+        return f"unknown option here; it belongs to the handler, as in app.task({name}=...)"
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    return f"unknown option; {hint}"
 
 
 def _check_duration(field: str) -> Any:

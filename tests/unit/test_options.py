@@ -213,8 +213,14 @@ def test_an_unknown_option_is_refused_with_all_there_are() -> None:
 
 def test_a_task_cannot_set_what_belongs_to_one_call() -> None:
     for name in ("delay", "at", "task_id", "deadline", "expires", "on_conflict"):
-        with pytest.raises(OptionError, match="unknown option"):
+        with pytest.raises(OptionError, match=rf"unknown option of a task.*task.options\({name}=...\)"):
             Options.of({name: None}, TASK_OPTION_NAMES)
+
+
+def test_a_call_cannot_set_what_belongs_to_the_handler() -> None:
+    for name in ("isolate", "limits", "aggregate", "on_error"):
+        with pytest.raises(OptionError, match=rf"unknown option here.*app.task\({name}=...\)"):
+            Options.of({name: None})
 
 
 def test_a_refusal_never_shows_the_value() -> None:
