@@ -275,19 +275,20 @@ class Inspector:
     async def remove_queue(self, queue: str, *, force: bool = False) -> None:
         """Remove a queue with all its keys.
 
-        Raises QueueError when tasks run, and when it is not empty unless ``force`` is given.
+        Raises QueueError when tasks run, and when it has tasks or schedules unless ``force`` is given.
         """
         keys = await self._known(queue)
         day_ms = 86_400_000
         days = [utc_day(wall_ms() + day_ms - back * day_ms) for back in range(_DAYS_KEPT)]
-        removed = steering.Removed(b"changed", 0)
+        removed = steering.Removed(b"changed", 0, 0)
         while removed.word == b"changed":
             limiters = await self._runner.run(limiting.limiter_names(keys, 0, -1))
             removed = await self._runner.run(steering.remove(keys, days, limiters, force=force))
         if removed.word == b"active":
             raise QueueError(queue, f"{removed.tasks} tasks are running; stop the workers first")
         if removed.word == b"full":
-            raise QueueError(queue, f"has {removed.tasks} tasks; give force=True to delete them with it")
+            held = f"{removed.tasks} tasks and {removed.schedules} schedules"
+            raise QueueError(queue, f"has {held}; give force=True to delete them with it")
         await self._runner.run(steering.unregister(self.keys.queues, queue))
         # Whoever enqueues from now on registers the queue anew; for one who did in between that is done here.
         if await self._runner.run(steering.has_content(keys)):

@@ -52,7 +52,8 @@ class Removed(NamedTuple):
     word: bytes
     """ok; active, full (refused); changed (ask again)."""
     tasks: int
-    """Removed, or in the way."""
+    schedules: int
+    """Of both: removed, or in the way."""
 
 
 def remove(
@@ -60,7 +61,7 @@ def remove(
 ) -> Command[Removed]:
     """Remove every key of the queue, also those of these days and limiters, unless tasks are active."""
     zsets = (queue.scheduled, queue.retry, queue.completed, queue.archived, queue.aggregating)
-    first = (*queue.lanes.values(), *zsets, queue.limiters)
+    first = (*queue.lanes.values(), *zsets, queue.limiters, queue.cron)
     dynamic = (key for name in limiters for key in (queue.limiter(name), queue.turn(name)))
     other = dict.fromkeys((*queue.every, *map(queue.stats_of, days), *dynamic))
     keys = (*first, *(key for key in other if key not in first))

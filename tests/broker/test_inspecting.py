@@ -140,6 +140,7 @@ async def test_removing_a_queue_leaves_no_key_of_it(stage: Stage, inspector: Ins
     every_state(stage)
     stage.redis.hset(stage.queue.stats_of(utc_day(wall_ms() - 90 * 86_400_000)), "processed", 1)
     stage.pause()
+    stage.redis.hset(stage.queue.cron, "nightly", "a definition")
     for key in set(stage.queue.every) - set(stage.all_keys()):
         stage.redis.set(key, "whatever stands beside tasks")
     for name in ("c0:one", "b0:two"):
@@ -152,7 +153,7 @@ async def test_removing_a_queue_leaves_no_key_of_it(stage: Stage, inspector: Ins
     other.enqueue("kept")
     made = [key for key in stage.all_keys() if b"{default}" in key]
     assert set(stage.queue.every) <= set(made)
-    with pytest.raises(QueueError, match="has 6 tasks; give force=True to delete them with it"):
+    with pytest.raises(QueueError, match="has 6 tasks and 1 schedules; give force=True"):
         await inspector.remove_queue("default")
     assert [key for key in stage.all_keys() if b"{default}" in key] == made
     await inspector.remove_queue("default", force=True)
@@ -189,21 +190,33 @@ async def test_a_removed_queue_keeps_no_lock(stage: Stage, inspector: Inspector)
     assert enqueue(stage, "c", key="other") == [b"ready"]
 
 
+async def test_a_queue_with_schedules_is_not_taken_for_empty(stage: Stage, inspector: Inspector) -> None:
+    """A116, B18: what enqueues into it every night is not removed by accident."""
+    stage.consistent = False  # the definition of this entry is none
+    register(stage)
+    stage.redis.hset(stage.queue.cron, "nightly", "a definition")
+    with pytest.raises(QueueError, match="has 0 tasks and 1 schedules; give force=True"):
+        await inspector.remove_queue("default")
+    assert stage.redis.hexists(stage.queue.cron, "nightly")
+    await inspector.remove_queue("default", force=True)
+    assert stage.all_keys() == []
+
+
 def test_a_task_that_starts_first_is_not_removed(stage: Stage) -> None:
     """B18: what is looked at and what is removed is one step, so that no worker can start in between."""
     stage.enqueue("a")
     [entry] = stage.fetch()
     before = stage.dump()
-    assert stage.run(steering.remove(stage.queue, [DAY], [], force=True)) == (b"active", 1)
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=True)) == (b"active", 1, 0)
     assert stage.dump() == before
     stage.release(entry)
-    assert stage.run(steering.remove(stage.queue, [DAY], [], force=False)) == (b"full", 1)
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=False)) == (b"full", 1, 0)
     stage.redis.zadd(stage.queue.limiters, {"c0:new": 2**53})
-    assert stage.run(steering.remove(stage.queue, [DAY], [], force=True)) == (b"changed", 1)
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=True)) == (b"changed", 1, 0)
     assert stage.find("a").state is State.READY
-    assert stage.run(steering.remove(stage.queue, [DAY], ["c0:new"], force=True)) == (b"ok", 1)
+    assert stage.run(steering.remove(stage.queue, [DAY], ["c0:new"], force=True)) == (b"ok", 1, 0)
     assert stage.all_keys() == []
-    assert stage.run(steering.remove(stage.queue, [DAY], [], force=False)) == (b"ok", 0)
+    assert stage.run(steering.remove(stage.queue, [DAY], [], force=False)) == (b"ok", 0, 0)
 
 
 async def test_who_enqueues_during_the_removal_finds_the_queue_registered(
