@@ -20,7 +20,10 @@ redis.call('HDEL', config, '')
 -- worker that comes would create it at the beginning and be handed everything.
 local function handed_out(lane)
   redis.pcall('XGROUP', 'CREATE', lane, 'w', '0', 'MKSTREAM')
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', lane)) do
+  local groups = redis.pcall('XINFO', 'GROUPS', lane)
+  -- A key of another type hands nothing out: the other lanes are paused all the same.
+  if groups.err then return nil end
+  for _, group in ipairs(groups) do
     local f = {}
     for k = 1, #group, 2 do f[group[k]] = group[k + 1] end
     if f.name == 'w' then return f['last-delivered-id'] end
@@ -33,8 +36,8 @@ if verb == 'pause' then
   -- A group at the greatest id there is has nothing to come: new entries and re-issued ones stay in the lane.
   for letter, lane in pairs(lanes) do
     local last = handed_out(lane)
-    if last ~= LAST then redis.call('HSET', config, 'last:' .. letter, last) end
-    redis.call('XGROUP', 'SETID', lane, 'w', LAST)
+    if last and last ~= LAST then redis.call('HSET', config, 'last:' .. letter, last) end
+    if last then redis.call('XGROUP', 'SETID', lane, 'w', LAST) end
   end
 else
   if redis.call('HDEL', config, 'paused') == 0 then return 'already' end

@@ -193,3 +193,16 @@ def test_a_queue_can_be_paused_when_redis_is_full(full: Stage) -> None:
     assert full.resume() == b"ok"
     full.redis.config_set("maxmemory", 0)
     assert [entry.task_id for entry in full.fetch()] == [b"a"]
+
+
+def test_a_lane_of_the_wrong_type_leaves_no_other_lane_unpaused(stage: Stage) -> None:
+    """B3: nothing is half paused because one key is broken."""
+    stage.consistent = False
+    broken = stage.queue.lanes[Lane.FRONT]
+    stage.redis.set(broken, "something else")
+    stage.enqueue("a", lane=Lane.LOW)
+    rest = [lane for lane in LANES if lane is not Lane.FRONT]
+    assert stage.pause() == b"ok"
+    assert stage.fetch(lanes=rest) == []
+    assert stage.resume() == b"ok"
+    assert [entry.task_id for entry in stage.fetch(lanes=rest)] == [b"a"]
