@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamq.model.lanes import Lane
-from tests.broker import groups
+from tests.broker import groups, locks
 from tests.broker.stage import LONG_MS, Stage
 
 STATES = ("ready", "released", "scheduled", "retry", "completed", "archived")
@@ -41,6 +41,26 @@ def test_a_task_that_runs_is_refused(stage: Stage) -> None:
     assert stage.delete("a") == b"active"
     assert stage.dump() == before
     assert stage.complete(entry) == [b"ok"]
+
+
+def test_who_waits_behind_a_lock_leaves_it_to_its_holder(stage: Stage) -> None:
+    """Nothing is left that would wait for it."""
+    locks.enqueue(stage, "a", mode="k")
+    stage.fetch()
+    locks.enqueue(stage, "b", mode="k")
+    assert stage.delete("b") == b"ok"
+    assert stage.redis.hkeys(stage.queue.unique) == [locks.KEY.encode()]
+    assert stage.redis.hgetall(stage.queue.owners) == {b"a": locks.KEY.encode()}
+
+
+def test_a_deleted_task_does_not_free_the_lock_of_another(stage: Stage) -> None:
+    """A35: its record of the lock is an old one."""
+    locks.enqueue(stage, "a")
+    stage.enqueue("b")
+    stage.redis.hset(stage.queue.owners, "b", locks.KEY)
+    assert stage.delete("b") == b"ok"
+    assert locks.holder(stage) == "a"
+    assert stage.redis.hkeys(stage.queue.owners) == [b"a"]
 
 
 def test_an_unknown_task_is_missing_and_nothing_is_made(stage: Stage) -> None:

@@ -58,6 +58,17 @@ def test_a_window_begins_when_the_task_is_due(stage: Stage) -> None:
     assert before + LONG_MS + 600_000 <= window_end(stage, "L") <= after + LONG_MS + 600_000
 
 
+def test_a_task_with_a_lock_is_due_at_its_moment_and_workers_hear_of_the_next(stage: Stage) -> None:
+    """A later one is no news to them."""
+    at_ms = stage.now_ms() + LONG_MS
+    with stage.hearing(stage.queue.hints) as said:
+        assert enqueue(stage, "a", at_ms=at_ms) == [b"scheduled"]
+        enqueue(stage, "later", key="L", at_ms=at_ms + 1)
+    assert stage.members(stage.queue.scheduled)["a"] == at_ms
+    assert said == [b"due"]
+    assert enqueue(stage, "past", key="P", at_ms=1) == [b"ready"]
+
+
 def test_a_window_stands_though_its_task_is_gone_and_ends_by_itself(stage: Stage) -> None:
     enqueue(stage, "a", mode="w", window_ms=LONG_MS)
     stage.complete(*stage.fetch())
@@ -204,6 +215,13 @@ def test_a_holder_that_waits_makes_way(stage: Stage) -> None:
     assert stage.redis.hgetall(stage.queue.owners) == {b"last": KEY.encode()}
 
 
+def test_the_other_members_of_a_holders_group_stay_in_it(stage: Stage) -> None:
+    enqueue(stage, "a", group=GROUP)
+    enqueue(stage, "other", key="other", group=GROUP)
+    assert enqueue(stage, "b", clash="p") == [b"ready"]
+    assert list(stage.members(stage.queue.groups)) == [MEMBER]
+
+
 def test_a_holder_that_runs_does_not_make_way(stage: Stage) -> None:
     enqueue(stage, "a")
     stage.fetch()
@@ -312,8 +330,10 @@ def test_records_that_point_nowhere_hold_no_id(stage: Stage, conflict: str) -> N
     stage.redis.hset(stage.queue.index, "index", "n1-1")
     stage.redis.hset(stage.queue.parked, "body", "n0:m")
     stage.redis.hset(stage.queue.grouped, "member", "=gone")
-    assert stage.enqueue("index", "body", "member", conflict=conflict) == [b"ready"] * 3
-    assert stage.ids(Lane.NORMAL) == ["index", "body", "member"]
+    stage.redis.hset(stage.queue.grouped, "later", f"0 1,0,0,{MEMBER}")
+    ids = ["index", "body", "member", "later"]
+    assert stage.enqueue(*ids, conflict=conflict) == [b"ready"] * 4
+    assert stage.ids(Lane.NORMAL) == ids
     assert stage.redis.exists(stage.queue.parked, stage.queue.grouped) == 0
 
 
@@ -332,6 +352,19 @@ def test_finished_tasks_are_kept_returned_or_replaced_as_asked(stage: Stage) -> 
     assert enqueue(stage, "completed", conflict="p", key="other") == [b"ready"]
     assert stage.redis.hkeys(stage.queue.unique) == [b"A", b"other"]
     assert stage.redis.exists(stage.queue.progress, stage.queue.parked) == 0
+
+
+@pytest.mark.parametrize("end", ["archive", "retain"])
+def test_a_member_of_a_finished_batch_is_a_finished_task(stage: Stage, end: str) -> None:
+    """B37: its id is free again when the batch is gone, or when it is to be replaced."""
+    enqueue(stage, "a", mode="D", group=GroupRule("t", "g", 1))
+    stage.until(lambda: stage.run(flush_group(stage.queue, ["batch"])).batches)
+    getattr(stage, end)(*stage.fetch())
+    assert stage.enqueue("a", conflict="x") == [b"conflict"]
+    assert stage.enqueue("a", conflict="r") == [b"exists"]
+    # A lock that outlasts archiving does so in a batch, too.
+    assert enqueue(stage, "b", mode="D") == [b"duplicate:a" if end == "archive" else b"ready"]
+    assert stage.enqueue("a", conflict="p") == [b"ready"]
 
 
 # Groups

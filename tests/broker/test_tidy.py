@@ -114,6 +114,7 @@ def test_who_waits_behind_a_lock_runs_when_the_other_one_is_deleted(stage: Stage
     stage.release(entry)
     assert stage.delete("a") == b"ok"
     assert holder(stage) == "b"
+    assert sorted(stage.redis.hkeys(stage.queue.unique)) == [KEY.encode(), b"other"]
     assert stage.forward().moved == 1
     assert stage.ids(Lane.NORMAL) == ["b"]
 

@@ -72,7 +72,7 @@ async def test_no_headers_work(server: Server, namespace: str, headers: Any) -> 
 async def test_headers_are_kept_through_a_delay(
     producing: Producing, seen: dict[str, Mapping[str, str]]
 ) -> None:
-    """A21: parked, forwarded and run (the way through a group comes with groups)."""
+    """A21: parked, forwarded and run."""
     handle = await producing.enqueue("t", headers={"x": "1"}, delay=0.3)
     info = await producing.info(handle)
     assert (info.state, info.headers) == (State.SCHEDULED, {"from": "app", "app": "1", "x": "1"})

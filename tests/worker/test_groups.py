@@ -94,7 +94,7 @@ async def waits(inspector: Inspector, count: int) -> None:
 
 
 async def test_a_group_that_has_fallen_quiet_becomes_a_batch(app: StreamQ, batches: Batches) -> None:
-    """A90: with everything that each task was enqueued with, in the order in which they came."""
+    """A90, A21: with everything that each task was enqueued with, in the order in which they came."""
     task = app.batch_task(name="t", group_rule=SOON, headers={"from": "here"})(batches)
     before = datetime.now(UTC)
     first = await task.in_group("g").enqueue(1, tag="x")
