@@ -69,6 +69,24 @@ def test_a_task_with_a_lock_is_due_at_its_moment_and_workers_hear_of_the_next(st
     assert enqueue(stage, "past", key="P", at_ms=1) == [b"ready"]
 
 
+def test_workers_hear_of_the_soonest_of_a_call(stage: Stage) -> None:
+    """Of what is scheduled, and of the groups; though others of the call come later."""
+    lock = LockRule("d", "x", 0)
+    scheduled = [
+        (how(Lane.NORMAL, delay_ms=delay_ms, lock=lock), f"t{delay_ms} k{delay_ms}", b"m")
+        for delay_ms in (LONG_MS, 2 * LONG_MS)
+    ]
+    members = [
+        (how(Lane.NORMAL, group=GroupRule("t", f"g{grace_ms}", grace_ms)), f"m{grace_ms}", b"m")
+        for grace_ms in (LONG_MS, 3 * LONG_MS)
+    ]
+    stage.send(1, (how(Lane.NORMAL, group=GroupRule("t", "known", 2 * LONG_MS)), "known", b"m"))
+    for sequence, tasks in enumerate((scheduled, members), start=2):
+        with stage.hearing(stage.queue.hints) as said:
+            stage.send(sequence, *tasks)
+        assert said == [b"due"]
+
+
 def test_a_window_stands_though_its_task_is_gone_and_ends_by_itself(stage: Stage) -> None:
     enqueue(stage, "a", mode="w", window_ms=LONG_MS)
     stage.complete(*stage.fetch())
@@ -234,6 +252,16 @@ def test_a_window_of_a_task_that_is_gone_makes_way(stage: Stage) -> None:
     assert enqueue(stage, "b", mode="w", window_ms=LONG_MS, clash="p") == [b"ready"]
 
 
+def test_an_archived_holder_that_keeps_its_lock_makes_way(stage: Stage) -> None:
+    """It stays archived; the lock is the newcomer's."""
+    enqueue(stage, "a", mode="D")
+    stage.archive(*stage.fetch())
+    assert enqueue(stage, "b", mode="D") == [b"duplicate:a"]
+    assert enqueue(stage, "b", mode="D", clash="p") == [b"ready"]
+    assert stage.find("a").state is State.ARCHIVED
+    assert stage.redis.hgetall(stage.queue.owners) == {b"b": KEY.encode()}
+
+
 def test_debounce_puts_the_newest_in_the_waiting_ones_place_and_moves_its_time(stage: Stage) -> None:
     enqueue(stage, "a", mode="b", delay_ms=LONG_MS)
     assert enqueue(stage, "b", mode="b", delay_ms=2 * LONG_MS, lane=Lane.LOW) == [b"merged:a"]
@@ -289,6 +317,18 @@ def test_keep_last_is_right_though_nobody_tidied_up(stage: Stage) -> None:
     assert [entry.message for entry in stage.fetch()] == [b"m-c"]
 
 
+def test_keep_last_keeps_the_result_of_the_one_that_has_ended(stage: Stage) -> None:
+    """And nothing of its lock, though nobody tidied up."""
+    enqueue(stage, "a", mode="k")
+    [entry] = stage.fetch()
+    enqueue(stage, "b", mode="k")
+    stage.retain(entry)
+    assert enqueue(stage, "c", mode="k") == [b"merged:b"]
+    assert stage.find("a").state is State.COMPLETED
+    assert stage.redis.hkeys(stage.queue.unique) == [KEY.encode()]
+    assert stage.redis.hgetall(stage.queue.owners) == {b"b": KEY.encode()}
+
+
 def test_keep_last_drops_the_one_to_be_tried_again_when_a_newer_one_comes(stage: Stage) -> None:
     enqueue(stage, "a", mode="k")
     [entry] = stage.fetch()
@@ -310,6 +350,17 @@ def test_keep_last_starts_anew_when_the_waiting_one_was_deleted(stage: Stage) ->
     assert [entry.message for entry in stage.fetch()] == [b"m-c"]
 
 
+def test_keep_last_starts_anew_when_the_waiting_one_was_lost(stage: Stage) -> None:
+    """Its body was deleted by hand, and the running one has ended."""
+    enqueue(stage, "a", mode="k")
+    [entry] = stage.fetch()
+    enqueue(stage, "b", mode="k")
+    stage.redis.hdel(stage.queue.parked, "b")
+    stage.redis.zrem(stage.queue.scheduled, "b")
+    stage.complete(entry)
+    assert enqueue(stage, "c", mode="k") == [b"ready"]
+
+
 # Ids of the caller's choice
 
 
@@ -322,6 +373,16 @@ def test_an_id_is_refused_on_every_path_and_takes_no_lock_with_it(stage: Stage) 
     assert nothing_left(stage)
     assert stage.redis.exists(stage.queue.grouped) == 0
     assert enqueue(stage, "free", conflict="x") == [b"ready"]
+
+
+@pytest.mark.parametrize("conflict", ["x", "r", "p"])
+def test_a_record_of_a_lock_that_another_task_holds_frees_nothing(stage: Stage, conflict: str) -> None:
+    """A35: it is left over from a task that had the id before."""
+    enqueue(stage, "a")
+    stage.redis.hset(stage.queue.owners, "b", KEY)
+    assert stage.enqueue("b", conflict=conflict) == [b"ready"]
+    assert holder(stage) == "a"
+    assert stage.redis.hkeys(stage.queue.owners) == [b"a"]
 
 
 @pytest.mark.parametrize("conflict", ["x", "r", "p"])
