@@ -360,7 +360,11 @@ def test_recovery_carries_out_what_a_dead_worker_was_asked_for(stage: Stage, dea
     for name, outcome in (("archived", "archive"), ("deleted", "delete"), ("again", "retry")):
         stage.cancel(name, outcome, LONG_MS if outcome == "retry" else 0)  # type: ignore[arg-type]
     stage.let_idle(*entries)
-    done = stage.recover(lease_ms=1_000, dead=dead)
+    ended = [stage.queue.done(name).decode() for name in ("deleted", "archived")]
+    with stage.hearing(*ended, stage.queue.hints) as said:
+        done = stage.recover(lease_ms=1_000, dead=dead)
+        assert stage.recover(lease_ms=1_000, dead=dead).retry == 0
+    assert sorted(said) == [b"archived", b"deleted", b"due"]
     assert (done.archived, done.deleted, done.retry, done.front) == (1, 1, 1, 1)
     assert stage.ids(Lane.FRONT) == ["plain"]
     body = stage.body("archived")

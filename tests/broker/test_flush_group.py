@@ -136,6 +136,15 @@ def test_a_call_makes_a_batch_of_each_due_group_for_which_it_has_an_id(stage: St
     assert sorted(stage.ids(Lane.NORMAL)) == ["one", "three", "two"]
 
 
+def test_a_call_ends_when_it_has_moved_enough(stage7: Stage) -> None:
+    """However many groups are due: a huge one leaves the others to the next call, which is due at once."""
+    for group in ("x", "y", "z"):
+        join(stage7, group, group=group, message=b"x" * (2 * MAX_BATCH_BYTES // 3))
+        make_due(stage7, group)
+    assert flush(stage7, "one", "two", "three") == (2, 2, 0, 0)
+    assert flush(stage7, "three") == (1, 1, 0, -1)
+
+
 def test_groups_of_one_name_are_apart_by_task_and_by_name(stage: Stage) -> None:
     """Also where one name begins with the other."""
     for group, task_type in (("g", "t"), ("g", "t2"), ("g2", "t"), ("g\N{SNOWMAN}", "t")):

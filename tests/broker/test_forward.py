@@ -196,6 +196,23 @@ def test_a_group_that_is_full_by_a_due_task_is_due(stage: Stage) -> None:
     assert stage.forward().batch_ms == 0
 
 
+def test_a_due_task_joins_a_group_that_has_waited_long_enough(stage: Stage) -> None:
+    """A84, A91: the longest delay counts from the oldest member."""
+    groups.join(stage, "a")
+    groups.join(stage, "b", delay_ms=LONG_MS, max_delay_ms=60_000)
+    make_due(stage, stage.queue.scheduled, "b")
+    assert 50_000 < stage.forward().batch_ms <= 60_000
+
+
+@pytest.mark.parametrize("scheduled_ms, retry_ms", [(60_000, LONG_MS), (LONG_MS, 60_000)])
+def test_the_next_is_the_first_of_what_is_scheduled_and_what_is_tried_again(
+    stage: Stage, scheduled_ms: int, retry_ms: int
+) -> None:
+    stage.retry(*stage.started("retry"), delay_ms=retry_ms)
+    stage.enqueue("scheduled", delay_ms=scheduled_ms)
+    assert 50_000 < stage.forward().next_ms <= 60_000
+
+
 def test_a_due_task_with_a_group_that_has_no_body_is_dropped(stage: Stage) -> None:
     groups.join(stage, "a", delay_ms=LONG_MS)
     make_due(stage, stage.queue.scheduled, "a")

@@ -39,6 +39,17 @@ def test_a_token_that_was_given_back_can_be_taken_at_once(stage: Stage) -> None:
     assert ask(stage, other, ONE)
 
 
+def test_a_limiter_is_forgotten_with_its_last_token(stage: Stage) -> None:
+    """Not before: a queue that is removed takes the keys of those along that it knows."""
+    one, other = stage.started("a", "b")
+    assert ask(stage, one, TWO)
+    assert ask(stage, other, TWO)
+    give(stage, one, "two")
+    assert stage.redis.zrange(stage.queue.limiters, 0, -1) == [b"two"]
+    give(stage, other, "two")
+    assert stage.redis.exists(stage.queue.limiters) == 0
+
+
 def test_giving_back_twice_takes_nobody_elses(stage: Stage) -> None:
     """Safe to send again after a lost reply; and nobody is roused for a place that is not free."""
     one, other, third = stage.started("a", "b", "c")

@@ -40,6 +40,18 @@ def test_workers_are_told_only_of_changes(stage: Stage) -> None:
     assert said == [b"pause", b"resume"]
 
 
+def test_another_group_that_reads_a_lane_does_not_tell_where_to_go_on(stage: Stage) -> None:
+    """A monitor's, say. And nothing of the pause is left behind."""
+    stage.enqueue("a", "b")
+    stage.fetch(count=1)
+    stage.redis.xgroup_create(stage.queue.lanes[Lane.NORMAL], "a monitor", "$")
+    before = stage.redis.hkeys(stage.queue.config)
+    stage.pause()
+    stage.resume()
+    assert [entry.task_id for entry in stage.fetch()] == [b"b"]
+    assert stage.redis.hkeys(stage.queue.config) == before
+
+
 def test_producers_go_on_while_a_queue_is_paused(stage: Stage) -> None:
     """A47: a pause holds delivery, not intake; and removing nothing of the queue's other settings."""
     stage.pause()

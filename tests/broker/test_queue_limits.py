@@ -147,6 +147,7 @@ def test_a_rate_lets_a_burst_in_and_says_when_the_next_may_come(stage: Stage) ->
         name, wait = word.split(b":")
         assert name == b"rate"
         assert 1_100_000 < int(wait) <= 1_200_000, "one in twenty minutes"
+    assert 0 < stage.redis.pttl(stage.queue.rates) <= 86_400_000, "it goes when it is unused"
     assert stage.ids(Lane.NORMAL) == ["a", "b", "c"]
 
 
@@ -208,3 +209,16 @@ def test_a_refused_task_leaves_nothing_behind(stage: Stage) -> None:
 
 def test_limits_are_read_back(limited: Stage) -> None:
     assert limited.run(inspecting.limits(limited.queue)) == QueueLimits(size=1_000_000)
+
+
+def test_what_takes_the_place_of_another_task_is_held_to_all_limits_but_the_size(stage: Stage) -> None:
+    """The queue does not grow by it, also not for the next one of the call."""
+    limit(stage, size=2, task_bytes=9, rate=(4, 3600))
+    first = how(Lane.NORMAL, lock=LockRule("b", "x", 0))
+    tasks = [(first, f"t{number} k", b"m") for number in range(3)]
+    answer = stage.send(stage.next_sequence(), *tasks, (first, "other k2", b"m"))
+    assert answer.words == [b"ready", b"merged:t0", b"merged:t0", b"ready"]
+    assert locks.enqueue(stage, "b", mode="b", key="k", message=b"m" * 10) == [b"large"]
+    [word] = locks.enqueue(stage, "b", mode="b", key="k", message=b"newest")
+    assert word.startswith(b"rate:")
+    assert [entry.message for entry in stage.fetch()] == [b"m", b"m"]
