@@ -98,6 +98,9 @@ def test_a_semaphore_lives_as_long_as_its_longest_lease(held: Held) -> None:
     held.acquire("short", lease_ms=10)
     assert LONG_MS - 10_000 <= held.stage.redis.pttl(held.key) <= LONG_MS
     held.renew("short", 10)
+    held.renew("long", 2 * LONG_MS)
+    assert held.stage.redis.pttl(held.key) > LONG_MS
+    held.renew("long")
     assert LONG_MS - 10_000 <= held.stage.redis.pttl(held.key) <= LONG_MS
     held.free("long")
     held.free("short")

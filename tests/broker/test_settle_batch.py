@@ -10,9 +10,11 @@ from tests.broker.groups import batched
 from tests.broker.stage import DAY, LONG_MS, Stage, parked
 
 
-def settle(stage: Stage, entry: Entry, *aside: str, retention_ms: int = 0) -> list[bytes]:
+def settle(
+    stage: Stage, entry: Entry, *aside: str, retention_ms: int = 0, reason: str = "undecodable"
+) -> list[bytes]:
     value = parked(entry, b"done") if retention_ms else b""
-    pairs = [(id_.encode(), f"n0!undecodable:m-{id_}".encode()) for id_ in aside]
+    pairs = [(id_.encode(), f"n0!{reason}:m-{id_}".encode()) for id_ in aside]
     batch = Settle((entry.entry_id, entry.task_id, retention_ms, value))
     return stage.run(working.settle_batch(stage.queue, entry.lane, DAY, batch, pairs))
 
@@ -27,7 +29,17 @@ def test_the_members_set_aside_are_archived_and_the_others_are_done(stage: Stage
     assert (body.reason, body.message) == (Reason.UNDECODABLE, b"m-b")
     for gone in ("batch", "a", "c"):
         assert stage.find(gone).state is None
-    assert stage.counters() == {"processed": 1, "archived": 1}
+    assert stage.counters() == stage.counters(stage.queue.stats_of(DAY)) == {"processed": 1, "archived": 1}
+    assert stage.enqueue("b", conflict="x") == [b"conflict"], "it is a task by itself"
+    assert stage.delete("b") == b"ok"
+
+
+def test_members_that_expired_are_counted_as_such(stage: Stage) -> None:
+    """B23."""
+    batched(stage, "a", "b")
+    [entry] = stage.fetch()
+    settle(stage, entry, "b", reason="expired")
+    assert stage.counters() == {"processed": 1, "archived": 1, "expired": 1}
 
 
 def test_a_batch_that_is_kept_keeps_its_result(stage: Stage) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from streamq.broker import working
+from streamq.broker.grouping import flush_group
 from streamq.broker.producing import GroupRule
 from streamq.broker.working import Entry
 from streamq.model.lanes import Lane
@@ -152,6 +153,7 @@ def test_the_newest_wins_over_one_that_is_to_be_tried_again(stage: Stage) -> Non
     for step, again in enumerate(("retry", "release", "recover")):
         entry = running(stage, f"a{step}", mode="k", key=again)
         enqueue(stage, f"b{step}", mode="k", key=again)
+        stage.redis.hset(stage.queue.progress, f"a{step}", "half")
         if again == "recover":
             stage.let_idle(entry)
             stage.recover(entry.lane, lease_ms=1)
@@ -163,6 +165,7 @@ def test_the_newest_wins_over_one_that_is_to_be_tried_again(stage: Stage) -> Non
         stage.complete(newest)
         assert tidy(stage, f"b{step}").freed == 1
     assert nothing_left(stage)
+    assert stage.redis.exists(stage.queue.progress) == 0
 
 
 def test_one_that_runs_again_already_is_let_run(stage: Stage) -> None:
@@ -180,6 +183,26 @@ def test_a_deleted_one_leaves_nothing_that_waits_for_it(stage: Stage) -> None:
     stage.delete("b")
     stage.complete(entry)
     assert tidy(stage, "a", "b") == (1, 0, 0)
+    assert nothing_left(stage)
+
+
+def test_one_whose_body_was_lost_leaves_nothing_that_waits_for_it(stage: Stage) -> None:
+    """Deleted by hand: there is nothing that could be woken."""
+    entry = running(stage, mode="k")
+    enqueue(stage, "b", mode="k")
+    stage.redis.hdel(stage.queue.parked, "b")
+    stage.redis.zrem(stage.queue.scheduled, "b")
+    stage.complete(entry)
+    assert tidy(stage, "a", "b") == (1, 0, 0)
+    assert nothing_left(stage)
+
+
+def test_a_task_whose_entry_was_deleted_by_hand_is_over(stage: Stage) -> None:
+    """Its record in the index, which the audit drops, is no life."""
+    stage.consistent = False
+    running(stage)
+    stage.redis.delete(stage.queue.lanes[Lane.NORMAL])
+    assert tidy(stage, "a").freed == 1
     assert nothing_left(stage)
 
 
@@ -209,6 +232,16 @@ def test_places_in_a_batch_last_as_long_as_the_batch(stage: Stage) -> None:
     assert tidy(stage, "batch", "member") == (1, 0, 0)
     assert nothing_left(stage)
     assert stage.redis.exists(stage.queue.grouped) == 0
+
+
+@pytest.mark.parametrize("end, mode, freed", [("archive", "D", 0), ("archive", "d", 1), ("retain", "D", 1)])
+def test_members_are_as_finished_as_their_batch(stage: Stage, end: str, mode: str, freed: int) -> None:
+    """A38: what is kept of the batch is theirs; so is a lock that outlasts archiving."""
+    enqueue(stage, "member", mode=mode, group=GroupRule("t", "g", 1))
+    stage.until(lambda: stage.run(flush_group(stage.queue, ["batch"])).batches)
+    getattr(stage, end)(*stage.fetch())
+    assert tidy(stage, "batch", "member").freed == freed
+    assert stage.find("member").state is (State.ARCHIVED if end == "archive" else State.COMPLETED)
 
 
 def test_marks_go_with_their_entries(stage: Stage) -> None:
