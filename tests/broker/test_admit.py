@@ -278,6 +278,16 @@ def test_a_task_waits_for_the_slowest_of_its_limits(stage: Stage) -> None:
     assert 89_000 <= answer <= 90_000
 
 
+def test_a_task_that_waits_for_a_rate_and_for_others_waits_for_the_rate(stage: Stage) -> None:
+    """That one is known."""
+    both = [rule(Concurrency(1), "c"), rule(TokenBucket(rate=1, per=60), "b")]
+    one, other = running(stage, "a", "b")
+    assert ask(stage, one, by=both) == [0]
+    [wait] = ask(stage, other, by=both)
+    assert wait != WAITS
+    assert wait > 50_000
+
+
 def test_tasks_of_one_call_have_each_their_own_limits(stage: Stage) -> None:
     first, second = rule(Concurrency(1), "1"), rule(Concurrency(1), "2")
     asks = [

@@ -192,8 +192,11 @@ def test_one_whose_body_was_lost_leaves_nothing_that_waits_for_it(stage: Stage) 
     enqueue(stage, "b", mode="k")
     stage.redis.hdel(stage.queue.parked, "b")
     stage.redis.zrem(stage.queue.scheduled, "b")
+    tidy(stage, "b")
+    assert stage.redis.hkeys(stage.queue.unique) == [KEY.encode()]
+    stage.redis.hset(stage.queue.unique, f"+{KEY}", "k0 b")
     stage.complete(entry)
-    assert tidy(stage, "a", "b") == (1, 0, 0)
+    assert tidy(stage, "a") == (1, 0, 0)
     assert nothing_left(stage)
 
 
