@@ -104,6 +104,23 @@ async def test_a_hint_for_another_workers_task_costs_nothing(
         assert waits.cancelled == []
 
 
+async def test_a_mark_is_carried_out_once_and_not_once_the_outcome_is_known(app: StreamQ) -> None:
+    """A123: hint and lease keeper may both bring it; one that settles meets it in the script."""
+    waits = Waits(app)
+    await waits.enqueue()
+    await waits.enqueue()
+    async with running(app, lease_ms=60_000) as worker:
+        await eventually(lambda: len(waits.started) == 2)
+        told, settled = worker.held.runs()
+        marks = {told.entry.entry_id: b"a0"}
+        assert worker.canceller.apply(told.source.key, marks) == 1
+        assert worker.canceller.apply(told.source.key, marks) == 0
+        settled.outcome_recorded = True
+        assert worker.canceller.apply(settled.source.key, {settled.entry.entry_id: b"a0"}) == 0
+        settled.outcome_recorded = False
+        await eventually(lambda: len(waits.cancelled) == 1)
+
+
 async def test_a_cancelled_task_is_deleted_where_that_is_asked_for(
     app: StreamQ, inspector: Inspector
 ) -> None:

@@ -348,7 +348,7 @@ async def test_a_pause_holds_although_no_hint_can_reach_the_worker(
         seen.append(name)
 
     try:
-        async with running(deaf, queues={"default": 1, "other": 1}, block_ms=5_000) as worker:
+        async with running(deaf, queues={"default": 1, "other": 1}, block_ms=1_000) as worker:
             await app.enqueue("note", {"name": "before"})
             await eventually(lambda: seen == ["before"] and not worker.settler.unsettled)
             await inspector.pause("default")

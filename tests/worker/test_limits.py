@@ -203,6 +203,22 @@ async def test_a_limit_of_one_worker_counts_in_each_apart(
     assert gate.most[""] == 4
 
 
+async def test_a_task_that_redis_refuses_takes_no_place_in_its_worker(
+    app: StreamQ, inspector: Inspector, gate: Gate
+) -> None:
+    """All of its limits count it, or none does."""
+    app.task(name="holder", limits=[Concurrency(1, name="api")])(gate.__call__)
+    app.task(name="t", limits=[Concurrency(1, scope="worker"), Concurrency(1, name="api")])(gate.__call__)
+    await app.enqueue("holder", {})
+    async with running(app) as worker:
+        await eventually(lambda: gate.running[""] == 1)
+        await app.enqueue("t", {})
+        await waiting(inspector, 1)
+        assert not worker.limiter._running_here
+        gate.open.set()
+        await eventually(lambda: len(gate.ran) == 2)
+
+
 async def test_a_task_that_starts_by_a_limit_of_its_worker_asks_nobody(app: StreamQ, gate: Gate) -> None:
     gate.open.set()
     app.task(name="t", limits=[Concurrency(100, scope="worker")])(gate.__call__)
@@ -555,6 +571,31 @@ async def test_one_call_is_in_flight_and_the_rest_joins_the_next() -> None:
     outcomes = await asyncio.gather(*others, return_exceptions=True)
     waits = Counter(outcome.wait_ms for outcome in outcomes if isinstance(outcome, NotAdmitted))
     assert waits == {1000: 100, 7: 48}
+
+
+@pytest.mark.parametrize("wait_ms, known", [(5, True), (LONGEST_WAIT_MS, False), (-5, False)])
+async def test_a_turn_is_known_unless_it_is_the_longest_wait_or_somebody_elses_end(
+    wait_ms: int, known: bool
+) -> None:
+    runner = Mute()
+    task = await asking(Limiter(runner, "w1"), new_run())  # type: ignore[arg-type]
+    await eventually(lambda: runner.sent)
+    runner.sent[0][1].set_result(Admission([wait_ms], []))
+    with pytest.raises(NotAdmitted) as refusal:
+        await task
+    assert (refusal.value.wait_ms, refusal.value.known) == (abs(wait_ms), known)
+
+
+async def test_for_places_that_were_found_free_others_are_roused() -> None:
+    """Their tasks ended without giving them back: their workers died."""
+    runner = Mute()
+    task = await asking(Limiter(runner, "w1"), new_run())  # type: ignore[arg-type]
+    await eventually(lambda: runner.sent)
+    runner.sent[0][1].set_result(Admission([0], [("c0:t", b""), ("c0:t", b"")]))
+    await task
+    await eventually(lambda: len(runner.sent) == 2)
+    given = runner.sent[1][0]
+    assert (given.script, list(given.args)) == (script("give_back"), ["c0:t", b"", "c0:t", b""])
 
 
 # What becomes of it

@@ -26,7 +26,7 @@ from streamq.broker.command import Command
 from streamq.broker.keys import Keys
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import Entry
-from streamq.errors import OptionError, Unavailable
+from streamq.errors import OptionError, ServerError, Unavailable
 from streamq.model.definition import Definition
 from streamq.model.lanes import Lane
 from streamq.model.message import Message
@@ -117,6 +117,37 @@ async def test_words_wait_for_redis_and_newer_ones_win() -> None:
     redis.away = False
     await eventually(writer.run_once, "it is written")
     assert sorted(redis.said) == [(b"a", b"new"), (b"b", b"only")]
+
+
+async def test_what_is_said_during_a_write_that_fails_is_not_overwritten() -> None:
+    """By the older word, which is to be written again. A write fails with any of its commands."""
+
+    class Refusing(Redis):
+        async def run_all(
+            self, commands: Sequence[Command[Any]], *, limit_s: float | None = None
+        ) -> list[Any]:
+            replies = await super().run_all(commands, limit_s=limit_s)
+            if len(self.calls) > 1:
+                return replies
+            writer.note(run, b"newer")
+            return [ServerError("refused")]
+
+    redis, run = Refusing(), run_of(b"a")
+    writer = ProgressWriter(redis, consumer="w", every_s=0)
+    writer.note(run, b"older")
+    with pytest.raises(ServerError, match="refused"):
+        await writer.run_once()
+    assert await writer.run_once() == 1
+    assert redis.said == [(b"a", b"older"), (b"a", b"newer")]
+
+
+def test_a_thread_that_outlives_its_worker_may_go_on_talking() -> None:
+    """The loop that would wake the writer is closed; nobody hears it, and it does not fail."""
+    writer = ProgressWriter(Redis(), consumer="w")
+    writer._loop = asyncio.new_event_loop()
+    writer._loop.close()
+    writer.note(run_of(b"a"), b"1")
+    assert writer._latest
 
 
 async def test_a_handler_that_never_stops_talking_costs_two_writes_a_second() -> None:
