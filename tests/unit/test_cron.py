@@ -407,6 +407,7 @@ def test_skip_drops_what_was_missed_and_fires_what_is_on_time() -> None:
     steps = decide(hourly, NOON, NOON + 5 * 3_600_000 + 5)
     on_time = NOON + 5 * 3_600_000
     assert steps == [Step(NOON, None, on_time), Step(on_time, on_time, on_time + 3_600_000)]
+    assert decide(hourly, NOON, on_time + GRACE_MS) == steps, "the last moment of the grace is within it"
 
 
 def test_one_fires_the_newest_of_all_that_were_missed() -> None:
