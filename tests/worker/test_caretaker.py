@@ -15,7 +15,7 @@ from streamq.broker.keys import Keys, QueueKeys
 from streamq.broker.runner import AsyncRunner
 from streamq.broker.working import make_group
 from streamq.clock import ServerClock
-from streamq.errors import ServerRefused
+from streamq.errors import ServerRefused, Unavailable
 from streamq.inspector import Inspector
 from streamq.model.lanes import Lane
 from streamq.model.states import State
@@ -236,6 +236,25 @@ async def test_a_queue_that_this_user_may_not_touch_is_not_adopted(
     keeper = caretaker(app, runner)
     await keeper.run_once()
     assert adopted(keeper) == ["theirs"]
+
+
+async def test_an_outage_in_the_middle_is_told_and_not_taken_for_a_refusal(
+    app: StreamQ, runner: AsyncRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B38: the next look, soon, adopts what this one did not get to."""
+    await app.enqueue("t", {}, queue="theirs")
+    keeper, run, touched = caretaker(app, runner), runner.run, keys_of(app, "theirs").config
+
+    async def broken(command: Command[Any], **more: Any) -> Any:
+        if touched in (command.keys or command.args):
+            raise Unavailable("gone")
+        return await run(command, **more)
+
+    monkeypatch.setattr(runner, "run", broken)
+    with pytest.raises(Unavailable):
+        await keeper.run_once()
+    monkeypatch.undo()
+    assert await keeper.run_once() == 1
 
 
 async def test_a_queue_that_is_refused_does_not_keep_the_others_waiting(app: StreamQ, server: Server) -> None:

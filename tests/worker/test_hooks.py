@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -17,6 +18,7 @@ from streamq.cli.supervising import Undertaker
 from streamq.codec import encode_message
 from streamq.errors import PayloadError, RegistrationError
 from streamq.inspector import Inspector
+from streamq.model.hooks import Hooks
 from streamq.model.lanes import Lane
 from streamq.model.message import Message
 from streamq.model.states import State
@@ -337,6 +339,41 @@ async def test_a_hook_that_hangs_is_broken_off(
             await eventually(partial(is_gone, inspector, handle.id))
         await eventually(lambda: len(ended) == 2)
     assert ended == [handle.id for handle in handles]
+
+
+async def test_a_flood_of_what_is_to_be_told_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: Told
+) -> None:
+    """Of tasks that have no slot in which to wait; how many were not told is said in the end."""
+    monkeypatch.setattr(teller, "_MOST_WAITING", 3)
+    teller_ = teller.Teller(Hooks(on_archive=told))
+    context: Any = SimpleNamespace(type="t", id="a")
+    for number in range(5):
+        teller_.tell_later("on_archive", context, None, number)
+    await eventually(lambda: len(told.facts) == 3)
+    await teller_.aclose(within_s=20)
+    assert told.facts == [("t", number) for number in range(3)]
+    assert "hooks were not called count=2" in caplog.text
+
+
+async def test_only_so_many_are_told_beside_everything_else_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teller, "_AT_ONCE", 2)
+    running_now, most, done = 0, 0, 0
+
+    async def hook(_context: TaskContext, _fact: Any) -> None:
+        nonlocal running_now, most, done
+        running_now += 1
+        most = max(most, running_now)
+        await asyncio.sleep(0)
+        running_now -= 1
+        done += 1
+
+    teller_ = teller.Teller(Hooks(on_archive=hook))
+    context: Any = SimpleNamespace(type="t", id="a")
+    for number in range(6):
+        teller_.tell_later("on_archive", context, None, number)
+    await eventually(lambda: done == 6)
+    assert most == 2
 
 
 async def test_a_hook_is_not_cut_off_by_the_timeout_of_its_task(app: StreamQ) -> None:
