@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -29,6 +30,9 @@ def work(app: StreamQ, settings: dict[str, Any], *, supervised: bool) -> int:
     Raises StreamQError for settings that turn out wrong only now, such as certificates that are missing.
     """
     lifeline = _take_lifeline() if supervised else None
+    # What is loaded by now stays for good: the collector need not walk through it again and again.
+    gc.collect()
+    gc.freeze()
     try:
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             return runner.run(_work(app, settings, lifeline))
