@@ -36,7 +36,7 @@
 --            how = lane letter (h n l), conflict letter (- or + an id that StreamQ made, x refuse, r return the existing,
 --            p replace a finished one), "D" and a delay in ms or "A" and a time in ms or nothing; then parts, each after
 --            a tab: "u", mode letter, conflict letter (x r p) and window in ms; "g" and "grace ms,longest delay ms,most
---            members,group"; "c" and "expected ms,next ms or 0,cron entry id".
+--            members,group"; "c" and "expected ms,next ms or 0,cron entry id" (expected 0: beside the schedule).
 --            Mode letters: s until it starts, d until it is done, w window, b debounce, k keep the last; upper case: an
 --            archived task keeps its lock. A task with a lock has its dedup key after its id and a space
 -- RETURNS {queue, words, limited}: queue = "new" or "known"; words = one per task, separated by spaces, or one for all:
@@ -487,15 +487,21 @@ end
 
 -- A tick is taken by whoever finds it expected, and by nobody again.
 local function fire(how, id, key, message)
-  local due = redis.call('ZSCORE', cron_due, how.cron)
-  if not due or tonumber(due) ~= tonumber(how.expected) then return 'stale' end
-  if how.next == '0' then
-    redis.call('ZREM', cron_due, how.cron)
+  local tick_ms = how.expected
+  if tick_ms == '0' then
+    -- Somebody fires it by hand: the schedule goes on as it is.
+    tick_ms = string.format('%.0f', now)
   else
-    redis.call('ZADD', cron_due, how.next, how.cron)
+    local due = redis.call('ZSCORE', cron_due, how.cron)
+    if not due or tonumber(due) ~= tonumber(tick_ms) then return 'stale' end
+    if how.next == '0' then
+      redis.call('ZREM', cron_due, how.cron)
+    else
+      redis.call('ZADD', cron_due, how.next, how.cron)
+    end
   end
   local word = store(how, id, key, message)
-  local tick = {#how.cron .. ':' .. how.cron, how.expected, string.format('%.0f', now), word, id}
+  local tick = {#how.cron .. ':' .. how.cron, tick_ms, string.format('%.0f', now), word, id}
   redis.call('LPUSH', ticks, table.concat(tick, ' '))
   redis.call('LTRIM', ticks, 0, 999)
   return word

@@ -51,10 +51,14 @@ class GroupRule:
 
 @dataclass(frozen=True, slots=True)
 class TickGuard:
-    """The task is stored only if the cron entry's next tick is the expected one; then the next is set."""
+    """The task is stored only if the cron entry's next tick is the expected one; then the next is set.
+
+    The history notes it, with what became of it.
+    """
 
     entry_id: str
     expected_ms: int
+    """0: it is fired by hand, whenever the next tick is, and the schedule goes on as it is."""
     next_ms: int | None
     """None: the entry has no further tick."""
 

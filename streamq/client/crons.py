@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from streamq.broker.command import Steps
 from streamq.broker.inspecting import queue_names
 from streamq.broker.keys import Keys
-from streamq.broker.scheduling import HISTORY_KEPT, history, stored_entry, task_words
+from streamq.broker.producing import TickGuard
+from streamq.broker.scheduling import HISTORY_KEPT, history, member_of, stored_entry, task_words
 from streamq.broker.timetable import discard, listing, revise
 from streamq.client.crontab import as_entry
 from streamq.client.producer import Producer
@@ -73,7 +74,10 @@ class Crons:
         await self._client.runner.walk(self._steps.remove(cron_id, queue))
 
     async def fire(self, cron_id: str, *, queue: str = DEFAULT_QUEUE) -> TaskHandle[Any]:
-        """Enqueue its task now, beside the schedule, which goes on as it is. Raises CronError."""
+        """Enqueue its task now, beside the schedule, which goes on as it is; the history has it, too.
+
+        Raises CronError, and what ``enqueue`` raises.
+        """
         return await self._client.enqueue_entry(
             await self._client.runner.walk(self._steps.find(cron_id, queue))
         )
@@ -210,7 +214,8 @@ class _Steps:
 def words_of(entry: CronEntry, producer: Producer) -> tuple[str, list[Any]]:
     """The task that an entry enqueues now: its id, and its words."""
     now_ms, task_id = wall_ms(), producer.new_task_id()
-    return task_id, task_words(entry, task_id, now_ms, now_ms)
+    by_hand = TickGuard(member_of(entry).decode(), 0, None)
+    return task_id, task_words(entry, task_id, now_ms, now_ms, by_hand)
 
 
 def _alike(one: CronEntry, other: CronEntry) -> bool:

@@ -136,8 +136,11 @@ async def test_fire_enqueues_now_and_leaves_the_schedule_alone(producing: Produc
     info = await producing.info(handle)
     assert (info.type, info.state) == ("report", State.SCHEDULED)
     assert await crons.get("nightly") == before
-    assert await crons.history() == []
+    [tick] = await crons.history()
+    assert (tick.id, tick.outcome, tick.task_id) == ("nightly", "scheduled", handle.id)
+    assert tick.due_at == tick.fired_at, "it was due when somebody wanted it"
     assert (await crons.fire("nightly")).id != handle.id
+    assert len(await crons.history()) == 2
 
 
 async def test_fire_respects_the_lock_of_a_unique_task(crons: Both) -> None:
