@@ -136,7 +136,8 @@ class Settler:
 
         Raises ServerError when Redis did not do all of it; the rest waits as before.
         """
-        batches = self._unanswered + [self._batch(*chunk) for chunk in self._take_chunks()]
+        fresh = [batch for chunk in self._take_chunks() for batch in self._packed(*chunk)]
+        batches = self._unanswered + fresh
         # Whatever happens from here on, cancellation included, is held until it is confirmed.
         self._unanswered = batches
         if not batches:
@@ -200,6 +201,17 @@ class Settler:
                     chunk, size = [], _size(*item)
                 chunk.append(item)
             yield bucket, chunk
+
+    def _packed(self, bucket: _Bucket, items: list[_Item]) -> list[_Batch]:
+        """One call for all. What cannot be packed must not hold up the rest, nor stay active for ever."""
+        try:
+            return [self._batch(bucket, items)]
+        except Exception:
+            if len(items) > 1:
+                return [batch for item in items for batch in self._packed(bucket, [item])]
+            [(run, _)] = items
+            log.exception("outcome cannot be stored; archived as it was id=%s", run.entry.task_id)
+            return [self._batch((Archive, run.source), [(run, Archive(None, Reason.FAILED))])]
 
     def _batch(self, bucket: _Bucket, items: list[_Item]) -> _Batch:
         kind, source = bucket

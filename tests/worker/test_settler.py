@@ -16,13 +16,14 @@ from streamq.broker.runner import AsyncRunner
 from streamq.broker.scripts import script
 from streamq.broker.working import Entry, make_group, read, recover
 from streamq.clock import ServerClock
+from streamq.codec import decode_message
 from streamq.errors import Unavailable
 from streamq.inspector import Inspector
 from streamq.model.lanes import Lane
 from streamq.model.parked import Reason
 from streamq.model.states import State
 from streamq.worker.held import Held, Run, Source
-from streamq.worker.outcome import COMPLETE, RELEASE, Archive
+from streamq.worker.outcome import COMPLETE, RELEASE, Archive, RetryLater
 from streamq.worker.settler import Settler
 from tests.conftest import ProxyFor
 from tests.proxy import Proxy
@@ -103,6 +104,24 @@ async def test_an_outcome_whose_write_failed_is_sent_again(
     assert (desk.settler.settled, desk.settler.unsettled, desk.settler.lost, len(desk.held)) == (3, 0, 0, 0)
     assert (await inspector.counters("default"))["processed"] == 3
     await desk.runner.aclose()
+
+
+async def test_an_outcome_that_cannot_be_packed_holds_up_no_other(
+    desk: Desk, app: StreamQ, inspector: Inspector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I5: its task is archived as it was stored, instead of staying active while the worker lives."""
+    good, bad = await desk.take(2)
+    message = decode_message(good.entry.message)
+    for run, headers in ((good, {"a": "text"}), (bad, {"a": object()})):
+        noted = message.copy(headers=headers)
+        desk.settler.settle(run, RetryLater(noted, 60_000, failed=True))
+    with caplog.at_level(logging.CRITICAL, "streamq.settler"):  # it is logged with its traceback
+        await desk.settler.drain()
+    assert (desk.settler.settled, desk.settler.unsettled, len(desk.held)) == (2, 0, 0)
+    assert (await inspector.task("default", good.entry.task_id.decode())).state is State.RETRY
+    info = await inspector.task("default", bad.entry.task_id.decode())
+    assert (info.state, info.reason) == (State.ARCHIVED, Reason.FAILED)
+    assert info.message == message
 
 
 async def test_a_stale_outcome_is_refused_once_and_not_tried_for_ever(
