@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from streamq import GroupRule, Member, Retry, StreamQ, current_task
+from streamq import GroupRule, Member, Retry, StreamQ, TaskContext, current_task
 from streamq.broker import working
+from streamq.broker.working import Entry
 from streamq.errors import (
     AttemptCancelled,
     AttemptTimeout,
@@ -28,6 +29,7 @@ from streamq.model.cancelling import CancelOutcome
 from streamq.model.lanes import Lane
 from streamq.model.parked import Reason
 from streamq.model.states import State
+from streamq.worker.held import Source, Stop
 from streamq.worker.worker import Worker
 from tests.servers import Server
 from tests.support import eventually, keys_of, live, make_worker, running
@@ -368,6 +370,58 @@ async def test_a_sync_handler_sees_that_its_time_is_over(app: StreamQ, inspector
         with pytest.raises(TaskFailed, match=AttemptTimeout.__name__):
             await handle.result(timeout=20)
     assert looks.said == ["the handler was told to stop (timeout)"]
+
+
+async def test_a_run_that_is_stopped_before_it_began_gives_its_slot_and_its_task_back(
+    app: StreamQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks are started by the loop, one turn later; what is cancelled before that runs no line."""
+    deliveries, done = 0, asyncio.Event()
+
+    @app.task(name="t")
+    async def task() -> None:
+        if deliveries == 1:
+            await asyncio.Event().wait()
+        done.set()
+
+    worker = make_worker(app, concurrency=1)
+    start = worker.executor.start
+
+    def start_and_stop(source: Source, entries: list[Entry]) -> None:
+        nonlocal deliveries
+        deliveries += 1
+        start(source, entries)
+        if deliveries == 1:
+            worker.executor.stop_runs(Stop.SHUTDOWN)
+
+    monkeypatch.setattr(worker.executor, "start", start_and_stop)
+    await task.enqueue()
+    async with live(worker):
+        await eventually(done.is_set)
+        await eventually(lambda: worker.executor.running == 0)
+    assert deliveries == 2
+
+
+async def test_a_cancel_that_comes_after_the_timeout_decides(app: StreamQ, inspector: Inspector) -> None:
+    """B10: the handler goes on for a while; that it failed is nobody's business any more."""
+    goes_on, told = threading.Event(), list[BaseException]()
+
+    def on_error(_context: TaskContext, error: BaseException) -> None:
+        told.append(error)
+
+    @app.task(name="slow", timeout=0.05, retry=5, on_error=on_error)
+    def slow() -> None:
+        goes_on.wait(20)
+
+    handle = await slow.enqueue()
+    async with running(app, lease_ms=60_000) as worker:
+        await eventually(lambda: any(run.stop is Stop.TIMEOUT for run in worker.held.runs()))
+        await handle.cancel()
+        await eventually(lambda: worker.canceller.cancelled == 1)
+        goes_on.set()
+        info = await in_state(inspector, handle.id, State.ARCHIVED)
+    assert (info.reason, info.retried) == (Reason.CANCELLED, 0)
+    assert told == []
 
 
 async def test_a_sync_handler_sees_that_its_worker_ends(app: StreamQ, inspector: Inspector) -> None:
