@@ -265,8 +265,9 @@ async def test_what_a_thread_enters_while_the_run_is_cancelled_is_left(
         journal.note("opened")
         try:
             yield
-        finally:
-            journal.note("closed")
+        except BaseException as error:  # a generator that is merely forgotten is closed, too
+            journal.note(f"closed after {told(error)}")
+            raise
 
     @app.task(name="slow", retry=0, timeout=0.05)
     async def slow(session: Annotated[None, Depends(slow_session)] = INJECTED) -> None:
@@ -279,7 +280,23 @@ async def test_what_a_thread_enters_while_the_run_is_cancelled_is_left(
         await eventually(lambda: run.stop)
         end.set()
         await in_state(inspector, handle.id, State.ARCHIVED)
-    assert journal.lines == ["opened", "closed"]
+    assert journal.lines == ["opened", "closed after CancelledError"]
+
+
+async def test_a_plain_function_may_provide_what_an_async_one_returns(app: StreamQ) -> None:
+    async def fetch() -> str:
+        return "fetched"
+
+    def get() -> Any:
+        return fetch()
+
+    @app.task(name="t")
+    async def task(value: Annotated[Any, Depends(get)] = INJECTED) -> None:
+        journal.note(value)
+
+    await task.enqueue()
+    async with running(app):
+        await eventually(lambda: journal.lines == ["fetched"])
 
 
 async def test_a_cleanup_that_hangs_is_broken_off_and_the_others_are_done(
