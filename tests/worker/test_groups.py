@@ -28,6 +28,7 @@ from streamq import (
 )
 from streamq.broker import sweeping
 from streamq.broker.command import Command
+from streamq.broker.grouping import Flushed
 from streamq.broker.runner import AsyncRunner
 from streamq.clock import wall_ms
 from streamq.errors import (
@@ -950,6 +951,28 @@ async def test_groups_ride_in_the_call_that_enqueues(private_server: PrivateServ
         after = server.commandstats() - before
         assert after["evalsha"] <= 6
         await runner.aclose()
+
+
+@pytest.mark.parametrize(
+    "told_ms, next_ms, known_s",
+    [(None, 60_000, 60), (1_000, 60_000, 1), (60_000, 1_000, 1), (None, -1, None)],
+)
+async def test_an_aggregator_sleeps_until_the_soonest_group_that_it_has_heard_of(
+    app: StreamQ, told_ms: int | None, next_ms: int, known_s: float | None
+) -> None:
+    """By the answer of its call, or from others while that was under way."""
+    queue = keys_of(app)
+
+    class Runner(AsyncRunner):
+        async def run(self, command: Command[Any], **_more: Any) -> Any:
+            if told_ms is not None:
+                aggregator.expect(queue, told_ms)
+            return Flushed(1, 1, 0, next_ms)
+
+    aggregator = Aggregator(Runner(app.address))
+    aggregator.expect(queue, 0)
+    assert await aggregator.run_once() == 1
+    assert aggregator._pause_s() == (known_s if known_s is None else pytest.approx(known_s, abs=0.5))
 
 
 async def test_an_aggregator_that_knows_of_no_group_sends_nothing(app: StreamQ) -> None:

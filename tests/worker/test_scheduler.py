@@ -735,6 +735,7 @@ async def test_hooks_hear_of_a_tick_that_redis_refused(app: StreamQ, server: Ser
     for _ in range(2):
         with pytest.raises(ReadOnly):
             await scheduler.run_once()
+        assert not scheduler._unanswered, "a refusal is an answer: the call is not sent as it was"
     app.client.runner.run = sent  # type: ignore[method-assign]
     assert await scheduler.run_once() == 1
     assert [type(event.error) for event in events] == [ReadOnly, type(None)]
