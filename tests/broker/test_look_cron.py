@@ -108,13 +108,13 @@ def test_the_past_is_told_newest_first_page_by_page(stage: Stage) -> None:
 def test_the_oldest_tick_goes_when_there_are_a_thousand(stage7: Stage) -> None:
     """A121: by firing and by skipping."""
     one = entry()
-    file(stage7, one, 0)
+    file(stage7, one, 1)
     for n in range(1001):
-        fire(stage7, one, f"t{n}", n, n + 1)
+        fire(stage7, one, f"t{n}", n + 1, n + 2)
     kept = stage7.run(scheduling.history(stage7.queue, 0, 2000))
     assert len(kept) == scheduling.HISTORY_KEPT == 1000
     assert (kept[0].task_id, kept[-1].task_id) == ("t1000", "t1")
-    stage7.run(scheduling.skip_cron(stage7.queue, member_of(one), 1001, 1002))
+    stage7.run(scheduling.skip_cron(stage7.queue, member_of(one), 1002, 1003))
     kept = stage7.run(scheduling.history(stage7.queue, 0, 2000))
     assert len(kept) == 1000
     assert (kept[0].outcome, kept[-1].task_id) == ("skipped", "t2")
