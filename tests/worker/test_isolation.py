@@ -436,11 +436,36 @@ async def test_a_timeout_shorter_than_a_start_does_not_keep_children_from_starti
         assert (await stage.result("where"))["pid"] == pid
 
 
-async def test_a_child_that_ends_without_work_is_replaced_when_it_is_needed(stage: Stage) -> None:
+async def test_a_used_child_makes_way_for_a_task_that_wants_a_fresh_one(stage: Stage) -> None:
+    """There is one slot, so there is one child: the new one is started when the other has ended."""
+    async with stage.running(concurrency=1):
+        used = (await stage.result("where"))["pid"]
+        assert await stage.result("once") != used
+        assert dead(used)
+
+
+async def test_a_child_that_cannot_be_started_fails_the_attempt(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no memory")
+
+    monkeypatch.setattr("streamq.worker.isolation.ChildProcess", refuse)
+    async with stage.running():
+        info = await stage.archived("fail", "any")
+    assert info.error is not None
+    assert info.error.startswith("ChildFailed: the child process cannot be started: no memory")
+
+
+async def test_a_child_that_ends_without_work_is_replaced_when_it_is_needed(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And that it ended is said."""
     async with stage.running(concurrency=1) as worker:
         first = (await stage.result("where"))["pid"]
         os.kill(first, 9)
         await eventually(lambda: worker.isolator.pids == [], "it has ended")
+        assert f"child process ended without work pid={first} end=" in caplog.text
         assert (await stage.result("where"))["pid"] != first
 
 
