@@ -161,8 +161,8 @@ def crash(how: str) -> None:
         ctypes.string_at(0)
     elif how == "exit":
         os._exit(1)
-    elif how == "parent":
-        subprocess.Popen(["sleep", "601.5"])
+    elif how.startswith("sleep "):
+        subprocess.Popen(how.split())
         os._exit(1)
     elif how == "sigkill":
         os.kill(os.getpid(), 9)

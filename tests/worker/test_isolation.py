@@ -404,10 +404,14 @@ async def test_a_cancelled_task_is_killed(stage: Stage, tmp_path: Path) -> None:
         await eventually(lambda: worker.executor.running == 0, "the slot is free")
 
 
+STARTED = ["sleep", f"601.{os.getpid()}"]
+"""A program of this test process alone: another run of the tests may be under way."""
+
+
 async def test_what_a_crashed_handler_had_started_ends_with_it(stage: Stage) -> None:
     async with stage.running() as worker:
         before = {child.pid for child in psutil.Process().children(recursive=True)}
-        info = await stage.archived("crash", "parent")
+        info = await stage.archived("crash", " ".join(STARTED))
         assert info.error == "ChildFailed: the child process exited with code 1"
 
         def left() -> set[int]:
@@ -421,7 +425,7 @@ async def test_what_a_crashed_handler_had_started_ends_with_it(stage: Stage) -> 
 def started_here(process: psutil.Process) -> bool:
     """A ``sleep`` of the handler above, which would be nobody's child by now."""
     try:
-        return bool(process.cmdline() == ["sleep", "601.5"] and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.cmdline() == STARTED and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
